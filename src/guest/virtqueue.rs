@@ -1,0 +1,192 @@
+//! The port's two virtqueues with the guest's driver on one side and krun's workers on the other.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::thread::Thread;
+
+use tokio::io::ReadBuf;
+
+/// Descriptors in each queue: krun's `DEFAULT_QUEUE_SIZE`.
+const QUEUE_SIZE: usize = 32;
+/// A buffer that Linux offers the host to fill.
+const RX_BUFFER: usize = 4096;
+/// The most that Linux puts into one descriptor.
+const TX_BUFFER: usize = 32 * 1024;
+
+#[derive(Debug)]
+pub(crate) struct Virtqueues(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    guest_connected: bool,
+    host_gone: bool,
+    powered_off: bool,
+    /// Buffers with RX data for the guest, and how much of the first one was read.
+    rx_used: VecDeque<Vec<u8>>,
+    rx_taken: usize,
+    tx_avail: VecDeque<Vec<u8>>,
+    /// The TX worker holds a descriptor.
+    tx_busy: bool,
+    rx_thread: Option<Thread>,
+    tx_thread: Option<Thread>,
+    reader: Option<Waker>,
+    writer: Option<Waker>,
+}
+
+impl State {
+    fn notify(thread: &Option<Thread>) {
+        if let Some(thread) = thread {
+            thread.unpark();
+        }
+    }
+
+    fn wake(waker: &mut Option<Waker>) {
+        if let Some(waker) = waker.take() {
+            waker.wake();
+        }
+    }
+
+    fn discard_rx(&mut self) {
+        self.rx_used.clear();
+        self.rx_taken = 0;
+        Self::notify(&self.rx_thread);
+    }
+}
+
+impl Virtqueues {
+    pub(super) fn new() -> Self {
+        Self(Mutex::new(State::default()))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The guest's driver.
+impl Virtqueues {
+    /// `false` if it is open: Linux lets one process at a time.
+    pub(super) fn open(&self) -> bool {
+        !std::mem::replace(&mut self.state().guest_connected, true)
+    }
+
+    pub(super) fn close(&self) {
+        let mut state = self.state();
+        state.guest_connected = false;
+        state.discard_rx();
+    }
+
+    pub(super) fn power_off(&self) {
+        let mut state = self.state();
+        state.powered_off = true;
+        state.tx_avail.clear();
+        state.discard_rx();
+        State::wake(&mut state.reader);
+        State::wake(&mut state.writer);
+    }
+
+    pub(super) fn poll_read(&self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<()> {
+        if buf.remaining() == 0 {
+            return Poll::Ready(());
+        }
+        let mut state = self.state();
+        let Some(first) = state.rx_used.front() else {
+            if state.host_gone || state.powered_off {
+                return Poll::Ready(());
+            }
+            state.reader = Some(cx.waker().clone());
+            return Poll::Pending;
+        };
+        let rest = &first[state.rx_taken..];
+        let length = rest.len().min(buf.remaining());
+        buf.put_slice(&rest[..length]);
+        if length < rest.len() {
+            state.rx_taken += length;
+        } else {
+            state.rx_used.pop_front();
+            state.rx_taken = 0;
+            State::notify(&state.rx_thread);
+        }
+        Poll::Ready(())
+    }
+
+    pub(super) fn poll_write(&self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let mut state = self.state();
+        if state.powered_off {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
+        if buf.is_empty() {
+            return Poll::Ready(Ok(0));
+        }
+        if state.host_gone || state.tx_avail.len() + usize::from(state.tx_busy) >= QUEUE_SIZE {
+            state.writer = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
+        let length = buf.len().min(TX_BUFFER);
+        state.tx_avail.push_back(buf[..length].to_vec());
+        State::notify(&state.tx_thread);
+        Poll::Ready(Ok(length))
+    }
+
+    pub(super) fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut state = self.state();
+        if state.powered_off {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
+        if !state.tx_busy && state.tx_avail.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        state.writer = Some(cx.waker().clone());
+        Poll::Pending
+    }
+}
+
+/// krun's workers.
+impl Virtqueues {
+    /// Which threads to unpark when a descriptor becomes available.
+    pub(crate) fn set_threads(&self, rx_thread: Thread, tx_thread: Thread) {
+        let mut state = self.state();
+        state.rx_thread = Some(rx_thread);
+        state.tx_thread = Some(tx_thread);
+    }
+
+    /// An empty buffer to fill, if the guest offers one.
+    pub(crate) fn pop_rx(&self) -> Option<Vec<u8>> {
+        // Each buffer that the guest has not yet read is one that it does not offer.
+        let offers = self.state().rx_used.len() < QUEUE_SIZE;
+        offers.then(|| vec![0; RX_BUFFER])
+    }
+
+    /// Gives a filled buffer to the guest, which throws it away while its port is closed.
+    pub(crate) fn complete_rx(&self, buffer: Vec<u8>) {
+        let mut state = self.state();
+        if state.guest_connected {
+            state.rx_used.push_back(buffer);
+            State::wake(&mut state.reader);
+        }
+    }
+
+    /// Tells the guest that the host has closed the port.
+    pub(crate) fn close_host(&self) {
+        let mut state = self.state();
+        state.host_gone = true;
+        State::wake(&mut state.reader);
+    }
+
+    /// The next descriptor that the guest transmits.
+    pub(crate) fn pop_tx(&self) -> Option<Vec<u8>> {
+        let mut state = self.state();
+        let descriptor = state.tx_avail.pop_front()?;
+        state.tx_busy = true;
+        Some(descriptor)
+    }
+
+    /// Gives the descriptor that was transmitted back to the guest.
+    pub(crate) fn complete_tx(&self) {
+        let mut state = self.state();
+        state.tx_busy = false;
+        State::wake(&mut state.writer);
+    }
+}

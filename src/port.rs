@@ -1,0 +1,146 @@
+//! The port as the program that builds the VM holds it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::shared::ConsoleSharedState;
+use crate::sys::AgentConsoleBackend;
+
+/// The other end of an [`AgentStream`](crate::AgentStream), to be attached to a VM.
+///
+/// It belongs to the program until it is attached, and to the VM from then on. Dropped before
+/// that, or with a VM that was never entered, it ends the stream: reads give the end of the file
+/// and writes fail with [`BrokenPipe`](std::io::ErrorKind::BrokenPipe).
+#[derive(Debug)]
+pub struct AgentPort {
+    shared: Arc<ConsoleSharedState>,
+    backend: AgentConsoleBackend,
+}
+
+impl AgentPort {
+    pub(crate) fn new(shared: Arc<ConsoleSharedState>) -> Self {
+        Self {
+            backend: AgentConsoleBackend::new(Arc::clone(&shared)),
+            shared,
+        }
+    }
+
+    /// Adds the port to a VM's console under `name`, which the guest finds in
+    /// `/sys/class/virtio-ports/*/name`.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use msb_krun::VmBuilder;
+    /// use tokio_krun::AgentStream;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let (stream, port) = AgentStream::new()?;
+    /// let vm = VmBuilder::new()
+    ///     .console(|console| port.attach(console, "agent"))
+    ///     .build()?;
+    /// # Ok(()) }
+    /// ```
+    #[cfg(feature = "msb_krun")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "msb_krun")))]
+    pub fn attach(self, console: msb_krun::ConsoleBuilder, name: &str) -> msb_krun::ConsoleBuilder {
+        console.custom(name, Box::new(self.backend))
+    }
+
+    /// krun's end alone, for a VM that adds its ports in another way than
+    /// [`attach`](Self::attach), such as with
+    /// [`custom_with_options`](msb_krun::ConsoleBuilder::custom_with_options).
+    pub fn into_backend(self) -> AgentConsoleBackend {
+        self.backend
+    }
+
+    /// A handle to the port that outlives its being attached.
+    pub fn handle(&self) -> PortHandle {
+        PortHandle {
+            shared: Arc::clone(&self.shared),
+        }
+    }
+
+    /// The port's part in the end of the VM, for
+    /// [`VmBuilder::on_exit`](msb_krun::VmBuilder::on_exit).
+    ///
+    /// When the guest powers off, or [`ExitHandle::trigger`](msb_krun::ExitHandle::trigger) is
+    /// called, krun runs its exit observers and then ends the process with `_exit`: whatever the
+    /// host has not read by then is lost. This observer makes the stream end (reads give what is
+    /// left and then the end of the file, writes fail with
+    /// [`BrokenPipe`](std::io::ErrorKind::BrokenPipe)), and then holds the VM's last step back
+    /// until the stream is **dropped**, or for `limit` if it is not. So a host that reads to the
+    /// end, handles what it read and then drops its stream misses nothing.
+    ///
+    /// Observers run in the order they were added, on the thread that runs the VM; a host that is
+    /// to do more than that before the process ends can wait for it in an observer of its own,
+    /// added after this one.
+    ///
+    /// # What it cannot save
+    ///
+    /// Bytes that the guest had queued in its device and krun had not yet handed over (with krun's
+    /// default queue up to 32 descriptors of 32 KiB). A guest whose last words matter waits for
+    /// an answer to them before it powers off.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use std::time::Duration;
+    ///
+    /// use msb_krun::VmBuilder;
+    /// use tokio_krun::AgentStream;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let (stream, port) = AgentStream::new()?;
+    /// let vm = VmBuilder::new()
+    ///     .on_exit(port.exit_hook(Duration::from_secs(10)))
+    ///     .console(|console| port.attach(console, "agent"))
+    ///     .build()?;
+    /// # Ok(()) }
+    /// ```
+    pub fn exit_hook(&self, limit: Duration) -> impl Fn(i32) + Send + Sync + 'static {
+        let shared = Arc::clone(&self.shared);
+        move |_exit_code| {
+            shared.guest_end();
+            shared.wait_until_host_stops_reading(limit);
+        }
+    }
+}
+
+/// Reaches a port after it was attached.
+///
+/// Handles are cheap to clone and keep nothing of the VM alive.
+#[derive(Clone, Debug)]
+pub struct PortHandle {
+    shared: Arc<ConsoleSharedState>,
+}
+
+impl PortHandle {
+    /// Lets the guest's writes through from now on, also one that is waiting in a full ring: to be
+    /// called before the VM's devices are stopped by a host that may not be reading.
+    ///
+    /// krun stops a port by joining the thread that carries the guest's bytes, and does not tell
+    /// the port. While that thread waits for a host that does not read, the VM therefore neither
+    /// ends (also not by [`ExitHandle::trigger`](msb_krun::ExitHandle::trigger)) nor comes to rest
+    /// for a checkpoint. Dropping the stream has the same effect, for good.
+    ///
+    /// While it is quiesced, what the guest writes is taken up to twice the
+    /// [capacity](crate::Options::capacity), and what is more is discarded and
+    /// [counted](Self::discarded). A VM whose vCPUs are paused first has at most what is left in
+    /// its queue to write: with krun's default queue of 32 descriptors and the default capacity of
+    /// 1 MiB, a Linux guest's bytes all find room, and nothing is lost.
+    pub fn quiesce(&self) {
+        self.shared.set_quiesced(true);
+    }
+
+    /// Ends [`quiesce`](Self::quiesce): the guest's writes wait for room again.
+    pub fn resume(&self) {
+        self.shared.set_quiesced(false);
+    }
+
+    /// How many bytes of the guest's nobody will read: those left, or written after, when the
+    /// stream was dropped, and those that found no room while quiesced.
+    pub fn discarded(&self) -> u64 {
+        self.shared.tx_discarded()
+    }
+}

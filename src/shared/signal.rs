@@ -1,0 +1,49 @@
+//! A gate together with what wakes its sleeper.
+
+use super::gate::Gate;
+
+/// Wakes one side, from any thread, without waiting.
+pub(crate) trait Wake {
+    fn signal(&self);
+}
+
+/// One thing that one side may wait for.
+#[derive(Debug)]
+pub(crate) struct Signal<W> {
+    gate: Gate,
+    wake: W,
+}
+
+impl<W: Wake> Signal<W> {
+    pub(crate) fn new(wake: W) -> Self {
+        Self {
+            gate: Gate::new(),
+            wake,
+        }
+    }
+
+    /// What the waiting side sleeps on.
+    pub(crate) fn wake(&self) -> &W {
+        &self.wake
+    }
+
+    /// Announces a sleep; the caller looks once more after it.
+    pub(crate) fn arm(&self) {
+        self.gate.arm();
+    }
+
+    /// Looks, arms, and looks again: after a `None` the caller may sleep.
+    pub(crate) fn look<T>(&self, mut look: impl FnMut() -> Option<T>) -> Option<T> {
+        look().or_else(|| {
+            self.arm();
+            look()
+        })
+    }
+
+    /// To be called after a change that the other side may be waiting for.
+    pub(crate) fn notify(&self) {
+        if self.gate.open() {
+            self.wake.signal();
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! krun's end of the port on Linux and macOS, called from krun's RX and TX worker threads.
+//!
+//! The numbers in the comments are those of the rules in [`AgentConsoleBackend`]'s documentation.
+//! A panic here would poison krun's locks for good, so no path may panic.
+
+#![deny(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
+use std::io;
+#[cfg(feature = "test-util")]
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::shared::{ConsoleSharedState, Wake};
+
+/// krun's end of the port: an [`msb_krun::ConsolePortBackend`] over the same rings as the
+/// [`AgentStream`](crate::AgentStream).
+///
+/// Most programs never see it: [`AgentPort::attach`](crate::AgentPort::attach) gives it to krun.
+/// It is public, and has the trait's methods as its own, for VMMs that add their ports in another
+/// way and for tests that play krun's part.
+///
+/// Dropping it ends the guest's side for good: the stream reads what is left and then the end of
+/// the file, and its writes fail with [`BrokenPipe`](io::ErrorKind::BrokenPipe).
+///
+/// # What krun's threads demand, and how it is met
+///
+/// Read from `msb_krun_devices` 0.1.42, `virtio/console/{process_rx,process_tx,port}.rs`.
+///
+/// 1. `read` answers `Ok(0)` only once the host has hung up and every byte was read: krun takes it
+///    for the end of the file and ends the port. An empty buffer is answered with `WouldBlock`.
+/// 2. After data, `WouldBlock` comes once before `Ok(0)`: else krun completes the same descriptor
+///    twice.
+/// 3. `read` answers nothing but `Ok(n)` and `WouldBlock`: krun logs an error and tries again.
+/// 4. `read` never blocks: krun holds back the guest's interrupt until `WouldBlock`.
+/// 5. `read_wake_fd` is the same live descriptor for as long as the backend.
+/// 6. `read` may be called with nothing queued.
+/// 7. `write` takes the whole slice or answers `WouldBlock`; a slice larger than the whole ring,
+///    which no Linux guest sends, is taken in ringfuls, which krun puts together again. Once the
+///    host reads no more, everything is accepted, discarded and counted.
+/// 8. `write(&[])` queues nothing, and answers `WouldBlock`: krun would offer the same empty
+///    descriptor again at once, for ever.
+/// 9. `wait_until_writable` sleeps until there is room.
+/// 10. [`PortHandle::quiesce`](crate::PortHandle::quiesce) lets a waiting `write` through: krun joins
+///     the thread it waits in, and does not tell the backend.
+/// 11. No method panics.
+/// 12. What the host writes before the guest has opened its port is kept.
+/// 13. A guest that closes its port is not seen: krun only logs it.
+/// 14. Nothing is lost when krun ends its threads and starts new ones on the same backend.
+#[derive(Debug)]
+pub struct AgentConsoleBackend {
+    shared: Arc<ConsoleSharedState>,
+    /// Whether the last `read` gave data. Only the RX thread uses it.
+    gave_data: AtomicBool,
+}
+
+impl AgentConsoleBackend {
+    pub(crate) fn new(shared: Arc<ConsoleSharedState>) -> Self {
+        Self {
+            shared,
+            gave_data: AtomicBool::new(false),
+        }
+    }
+
+    /// Copies bytes for the guest into `buf`, as many as there are, from krun's RX thread.
+    ///
+    /// # Errors
+    ///
+    /// [`WouldBlock`](io::ErrorKind::WouldBlock) if there are none now, or if `buf` is empty.
+    pub fn read(&self, buf: &mut [u8]) -> io::Result<usize> {
+        if buf.is_empty() {
+            // Rule 1. And rule 3: the descriptor must not stay readable, for krun would come back
+            // at once with the same empty buffer.
+            self.prepare_to_wait();
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        let read = self.shared.guest_read(buf).or_else(|| {
+            self.prepare_to_wait();
+            self.shared.guest_read(buf)
+        });
+        match read {
+            Some(0) if self.gave_data.swap(false, Ordering::Relaxed) => {
+                // Rule 2. krun may wait now, and must be back at once.
+                self.shared.rx_data.wake().signal();
+                Err(io::ErrorKind::WouldBlock.into())
+            }
+            Some(0) => Ok(0),
+            Some(read) => {
+                self.gave_data.store(true, Ordering::Relaxed);
+                Ok(read)
+            }
+            None => {
+                self.gave_data.store(false, Ordering::Relaxed);
+                Err(io::ErrorKind::WouldBlock.into())
+            }
+        }
+    }
+
+    /// [`read_wake_fd`](Self::read_wake_fd), for as long as it is borrowed.
+    #[cfg(feature = "test-util")]
+    pub(super) fn wake_fd(&self) -> BorrowedFd<'_> {
+        self.shared.rx_data.wake().as_fd()
+    }
+
+    /// Takes every signal so far and asks for the next one. The caller looks once more.
+    fn prepare_to_wait(&self) {
+        self.shared.rx_data.wake().drain();
+        self.shared.rx_data.arm();
+    }
+
+    /// Copies the guest's bytes out of `buf`, from krun's TX thread.
+    ///
+    /// # Errors
+    ///
+    /// [`WouldBlock`](io::ErrorKind::WouldBlock) if there is no room for them, or if `buf` is
+    /// empty.
+    pub fn write(&self, buf: &[u8]) -> io::Result<usize> {
+        self.shared
+            .guest_write(buf)
+            .ok_or_else(|| io::ErrorKind::WouldBlock.into())
+    }
+
+    /// The descriptor that is readable when [`read`](Self::read) is worth a call.
+    pub fn read_wake_fd(&self) -> RawFd {
+        self.shared.rx_data.wake().as_raw_fd()
+    }
+
+    /// Blocks until [`write`](Self::write) is worth another call.
+    pub fn wait_until_writable(&self) {
+        let may_write = || self.shared.guest_may_write().then_some(());
+        while self.shared.tx_room.look(may_write).is_none() {
+            self.shared.tx_room.wake().wait();
+        }
+    }
+}
+
+#[cfg(feature = "msb_krun")]
+impl msb_krun::ConsolePortBackend for AgentConsoleBackend {
+    fn read(&self, buf: &mut [u8]) -> io::Result<usize> {
+        self.read(buf)
+    }
+
+    fn write(&self, buf: &[u8]) -> io::Result<usize> {
+        self.write(buf)
+    }
+
+    fn read_wake_fd(&self) -> RawFd {
+        self.read_wake_fd()
+    }
+
+    fn wait_until_writable(&self) {
+        self.wait_until_writable();
+    }
+}
+
+impl Drop for AgentConsoleBackend {
+    fn drop(&mut self) {
+        self.shared.guest_end();
+    }
+}

@@ -1,0 +1,186 @@
+//! krun's two worker threads, played for the in-process guest.
+//!
+//! Each function follows the one of its name in `msb_krun_devices` 0.1.42,
+//! `virtio/console/{process_rx,process_tx,port}.rs`, call by call. A backend that breaks a rule on
+//! which krun relies makes the worker panic here, where krun would spin, lose data or hang.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use tokio::sync::oneshot;
+
+use super::{AgentConsoleBackend, WakePipe};
+use crate::guest::Virtqueues;
+use crate::shared::Wake;
+
+/// Dropping it tells both threads to end and does not wait for them.
+#[derive(Debug)]
+pub(crate) struct Workers {
+    stop: Arc<AtomicBool>,
+    stop_wake: Arc<WakePipe>,
+    rx: Worker,
+    tx: Worker,
+}
+
+#[derive(Debug)]
+struct Worker {
+    thread: thread::Thread,
+    /// Dropped by the thread when it ends; a value says that it did not panic.
+    ended: Option<oneshot::Receiver<()>>,
+}
+
+impl Workers {
+    pub(crate) fn start(
+        backend: &Arc<AgentConsoleBackend>,
+        virtqueues: &Arc<Virtqueues>,
+    ) -> io::Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stop_wake = Arc::new(WakePipe::new()?);
+        let rx = Worker::start("krun-rx", {
+            let (backend, virtqueues) = (Arc::clone(backend), Arc::clone(virtqueues));
+            let (stop, stop_wake) = (Arc::clone(&stop), Arc::clone(&stop_wake));
+            move || process_rx(&backend, &virtqueues, &stop_wake, &stop)
+        })?;
+        let tx = Worker::start("krun-tx", {
+            let (backend, virtqueues) = (Arc::clone(backend), Arc::clone(virtqueues));
+            let stop = Arc::clone(&stop);
+            move || process_tx(&backend, &virtqueues, &stop)
+        })?;
+        virtqueues.set_threads(rx.thread.clone(), tx.thread.clone());
+        // They may have looked before they could be found.
+        rx.thread.unpark();
+        tx.thread.unpark();
+        Ok(Self {
+            stop,
+            stop_wake,
+            rx,
+            tx,
+        })
+    }
+
+    /// Ends both threads and waits for them, in krun's order (`Port::quiesce`).
+    pub(crate) async fn stop(mut self) {
+        self.stop.store(true, Ordering::Release);
+        self.tx.end().await;
+        self.stop_wake.signal();
+        self.rx.end().await;
+    }
+}
+
+impl Drop for Workers {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        self.stop_wake.signal();
+        self.tx.thread.unpark();
+        self.rx.thread.unpark();
+    }
+}
+
+impl Worker {
+    fn start(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<Self> {
+        let (end, ended) = oneshot::channel();
+        let thread = thread::Builder::new().name(name.into()).spawn(move || {
+            work();
+            let _ = end.send(());
+        })?;
+        Ok(Self {
+            thread: thread.thread().clone(),
+            ended: Some(ended),
+        })
+    }
+
+    async fn end(&mut self) {
+        self.thread.unpark();
+        if let Some(ended) = self.ended.take() {
+            ended.await.expect("a worker of the guest has panicked");
+        }
+    }
+}
+
+fn process_rx(
+    backend: &AgentConsoleBackend,
+    virtqueues: &Virtqueues,
+    stop_wake: &WakePipe,
+    stop: &AtomicBool,
+) {
+    loop {
+        let Some(mut buffer) = pop_head_blocking(|| virtqueues.pop_rx(), stop) else {
+            return;
+        };
+        let (filled, end) = read_to_desc(backend, &mut buffer);
+        if filled > 0 {
+            buffer.truncate(filled);
+            virtqueues.complete_rx(buffer);
+        }
+        if end {
+            assert_eq!(filled, 0, "krun would complete this descriptor twice");
+            virtqueues.close_host();
+            return;
+        }
+        if filled == 0 {
+            wait_until_readable(backend, stop_wake);
+        }
+        if stop.load(Ordering::Acquire) {
+            return;
+        }
+    }
+}
+
+fn read_to_desc(backend: &AgentConsoleBackend, buffer: &mut [u8]) -> (usize, bool) {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match backend.read(&mut buffer[filled..]) {
+            Ok(0) => return (filled, true),
+            Ok(read) => filled += read,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+            Err(error) => panic!("krun would log this and try again at once: {error}"),
+        }
+    }
+    (filled, false)
+}
+
+fn wait_until_readable(backend: &AgentConsoleBackend, stop_wake: &WakePipe) {
+    let mut descriptors = [
+        PollFd::from_borrowed_fd(backend.wake_fd(), PollFlags::IN),
+        PollFd::new(stop_wake, PollFlags::IN),
+    ];
+    match poll(&mut descriptors, None) {
+        Ok(_) | Err(rustix::io::Errno::INTR) => {}
+        Err(error) => panic!("failed to poll: {error}"),
+    }
+}
+
+fn process_tx(backend: &AgentConsoleBackend, virtqueues: &Virtqueues, stop: &AtomicBool) {
+    while let Some(descriptor) = pop_head_blocking(|| virtqueues.pop_tx(), stop) {
+        write_desc_to_output(backend, &descriptor);
+        virtqueues.complete_tx();
+    }
+}
+
+fn write_desc_to_output(backend: &AgentConsoleBackend, mut descriptor: &[u8]) {
+    while !descriptor.is_empty() {
+        match backend.write(descriptor) {
+            Ok(0) => panic!("krun would offer this descriptor again at once"),
+            Ok(written) => descriptor = &descriptor[written..],
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                backend.wait_until_writable();
+            }
+            Err(error) => panic!("krun would log this and try again at once: {error}"),
+        }
+    }
+}
+
+fn pop_head_blocking<T>(mut pop: impl FnMut() -> Option<T>, stop: &AtomicBool) -> Option<T> {
+    loop {
+        if stop.load(Ordering::Acquire) {
+            return None;
+        }
+        if let Some(descriptor) = pop() {
+            return Some(descriptor);
+        }
+        thread::park();
+    }
+}

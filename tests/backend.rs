@@ -1,0 +1,477 @@
+//! One test for each rule of krun's threads, by the numbers in `AgentConsoleBackend`'s
+//! documentation. The tests play krun: they call the backend as its workers do.
+
+mod common;
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use common::{SMALL, fill, is_would_block, pair, pattern, watchdog};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio_krun::guest::Guest;
+use tokio_krun::{AgentConsoleBackend, AgentStream, Options};
+use tokio_test::assert_pending;
+
+/// What `poll(2)` says of the wake descriptor right now.
+fn is_readable(backend: &AgentConsoleBackend) -> bool {
+    // SAFETY: the backend owns the descriptor and outlives this borrow.
+    let wake = unsafe { BorrowedFd::borrow_raw(backend.read_wake_fd()) };
+    let mut descriptors = [PollFd::from_borrowed_fd(wake, PollFlags::IN)];
+    let now = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    poll(&mut descriptors, Some(&now)).unwrap() == 1
+}
+
+/// Blocks as krun's RX thread does.
+fn wait_until_readable(backend: &AgentConsoleBackend) {
+    // SAFETY: the backend owns the descriptor and outlives this borrow.
+    let wake = unsafe { BorrowedFd::borrow_raw(backend.read_wake_fd()) };
+    let mut descriptors = [PollFd::from_borrowed_fd(wake, PollFlags::IN)];
+    let limit = Timespec {
+        tv_sec: 60,
+        tv_nsec: 0,
+    };
+    let ready = poll(&mut descriptors, Some(&limit)).unwrap();
+    assert_eq!(ready, 1, "the wake descriptor is never readable");
+}
+
+#[tokio::test]
+async fn round_trip_through_the_backend() {
+    let (mut stream, backend) = pair();
+    stream.write_all(b"ping").await.unwrap();
+    let mut buffer = [0; 64];
+    assert_eq!(backend.read(&mut buffer).unwrap(), 4);
+    assert_eq!(&buffer[..4], b"ping");
+    assert_eq!(backend.write(b"pong").unwrap(), 4);
+    assert_eq!(stream.read(&mut buffer).await.unwrap(), 4);
+    assert_eq!(&buffer[..4], b"pong");
+}
+
+#[tokio::test]
+async fn rule_1_zero_is_answered_only_at_the_end() {
+    let (mut stream, backend) = pair();
+    let mut buffer = [0; 8];
+    // Nothing yet, an empty buffer with nothing, a write of nothing, an empty buffer with data.
+    assert!(is_would_block(&backend.read(&mut buffer)));
+    assert!(is_would_block(&backend.read(&mut [])));
+    assert_eq!(stream.write(&[]).await.unwrap(), 0);
+    assert!(is_would_block(&backend.read(&mut buffer)));
+    stream.write_all(b"data").await.unwrap();
+    assert!(is_would_block(&backend.read(&mut [])));
+    assert_eq!(backend.read(&mut buffer).unwrap(), 4);
+    // A host that only shut down has not hung up.
+    stream.shutdown().await.unwrap();
+    assert!(is_would_block(&backend.read(&mut buffer)));
+    // The end: an empty buffer still does not get it.
+    stream.hang_up();
+    assert!(is_would_block(&backend.read(&mut [])));
+    assert_eq!(backend.read(&mut buffer).unwrap(), 0);
+    assert_eq!(backend.read(&mut buffer).unwrap(), 0);
+}
+
+#[tokio::test]
+async fn rule_2_after_data_one_would_block_comes_before_the_end() {
+    let (mut stream, backend) = pair();
+    stream.write_all(b"data").await.unwrap();
+    stream.hang_up();
+    let mut buffer = [0; 8];
+    assert_eq!(backend.read(&mut buffer).unwrap(), 4);
+    assert!(is_would_block(&backend.read(&mut buffer[4..])));
+    assert!(is_readable(&backend), "krun would sleep and miss the end");
+    assert_eq!(backend.read(&mut buffer).unwrap(), 0);
+
+    // Without data before it, it is answered at once.
+    let (mut stream, backend) = pair();
+    assert!(is_would_block(&backend.read(&mut buffer)));
+    stream.hang_up();
+    assert!(is_readable(&backend));
+    assert_eq!(backend.read(&mut buffer).unwrap(), 0);
+}
+
+#[tokio::test]
+async fn rule_3_every_answer_is_a_count_or_would_block() {
+    let (stream, backend) = pair();
+    let mut buffer = [0; 8];
+    let check = |result: io::Result<usize>| assert!(result.is_ok() || is_would_block(&result));
+    let check_all = |buffer: &mut [u8]| {
+        check(backend.read(buffer));
+        check(backend.read(&mut []));
+        check(backend.write(b"x"));
+        check(backend.write(&[]));
+    };
+    check_all(&mut buffer);
+    fill(&backend);
+    check_all(&mut buffer);
+    drop(stream);
+    check_all(&mut buffer);
+}
+
+#[tokio::test]
+async fn rule_4_read_never_blocks() {
+    // It returns, on this thread, in each state: empty, full, shut down, hung up, dropped.
+    let (mut stream, backend) = pair();
+    let mut buffer = [0; 8];
+    assert!(is_would_block(&backend.read(&mut buffer)));
+    stream.write_all(&vec![1; SMALL]).await.unwrap();
+    assert_eq!(backend.read(&mut buffer).unwrap(), 8);
+    stream.shutdown().await.unwrap();
+    assert_eq!(backend.read(&mut buffer).unwrap(), 8);
+    drop(stream);
+    let mut rest = vec![0; SMALL];
+    assert_eq!(backend.read(&mut rest).unwrap(), SMALL - 16);
+    assert!(is_would_block(&backend.read(&mut buffer)));
+    assert_eq!(backend.read(&mut buffer).unwrap(), 0);
+}
+
+#[tokio::test]
+async fn rule_5_the_wake_descriptor_is_the_same_and_stays_open() {
+    let (mut stream, backend) = pair();
+    let descriptor = backend.read_wake_fd();
+    stream.write_all(b"data").await.unwrap();
+    backend.read(&mut [0; 8]).unwrap();
+    drop(stream);
+    assert_eq!(backend.read_wake_fd(), descriptor);
+    // SAFETY: the backend owns the descriptor and outlives this borrow.
+    let wake = unsafe { BorrowedFd::borrow_raw(descriptor) };
+    rustix::io::fcntl_getfd(wake).unwrap();
+}
+
+#[tokio::test]
+async fn rule_6_a_spurious_read_finds_nothing_and_leaves_the_wake_drained() {
+    let (mut stream, backend) = pair();
+    let mut buffer = [0; 8];
+    for _ in 0..3 {
+        assert!(is_would_block(&backend.read(&mut buffer)));
+        assert!(!is_readable(&backend));
+    }
+    stream.write_all(b"data").await.unwrap();
+    assert!(is_readable(&backend));
+    assert_eq!(backend.read(&mut buffer).unwrap(), 4);
+    assert!(is_would_block(&backend.read(&mut buffer)));
+    assert!(!is_readable(&backend), "krun would spin");
+    stream.write_all(b"more").await.unwrap();
+    assert!(is_readable(&backend), "krun would sleep on data");
+}
+
+#[tokio::test]
+async fn rule_6_an_empty_buffer_does_not_spin_while_data_waits() {
+    let (mut stream, backend) = pair();
+    assert!(is_would_block(&backend.read(&mut [0; 8])));
+    stream.write_all(b"data").await.unwrap();
+    assert!(is_readable(&backend));
+    assert!(is_would_block(&backend.read(&mut [])));
+    assert!(
+        !is_readable(&backend),
+        "krun would spin on the empty buffer"
+    );
+    // Nothing is lost: krun looks again with the next write, or a real buffer.
+    stream.write_all(b", more").await.unwrap();
+    assert!(is_readable(&backend));
+    let mut buffer = [0; 16];
+    assert_eq!(backend.read(&mut buffer).unwrap(), 10);
+    assert_eq!(&buffer[..10], b"data, more");
+}
+
+#[tokio::test]
+async fn rule_7_a_write_is_taken_whole_or_not_at_all() {
+    let (mut stream, backend) = pair();
+    let filled = fill(&backend);
+    assert_eq!(filled, SMALL);
+    assert!(is_would_block(&backend.write(&[1; 1])));
+
+    let mut buffer = vec![0; 1000];
+    stream.read_exact(&mut buffer).await.unwrap();
+    assert!(is_would_block(&backend.write(&[1; 1001])));
+    assert_eq!(backend.write(&[1; 1000]).unwrap(), 1000);
+    assert!(is_would_block(&backend.write(&[1; 1])));
+}
+
+#[tokio::test]
+async fn rule_7_a_write_larger_than_the_ring_is_taken_in_ringfuls() {
+    watchdog(async {
+        let (mut stream, backend) = pair();
+        let sent = pattern(3 * SMALL + 17);
+        let expected = sent.clone();
+        let krun = thread::spawn(move || {
+            // As `try_access` does it around `write_volatile`.
+            let mut rest = &sent[..];
+            let mut pieces = Vec::new();
+            while !rest.is_empty() {
+                match backend.write(rest) {
+                    Ok(written) => {
+                        pieces.push(written);
+                        rest = &rest[written..];
+                    }
+                    Err(_) => backend.wait_until_writable(),
+                }
+            }
+            (pieces, backend)
+        });
+        let mut received = vec![0; expected.len()];
+        stream.read_exact(&mut received).await.unwrap();
+        assert!(received == expected);
+        let (pieces, _backend) = krun.join().unwrap();
+        assert_eq!(pieces, [SMALL, SMALL, SMALL, 17]);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn rule_7_when_the_host_has_gone_writes_are_discarded_and_counted() {
+    let (stream, port) = Options::new().capacity(SMALL).create().unwrap();
+    let handle = port.handle();
+    let backend = port.into_backend();
+    assert_eq!(backend.write(&[1; 100]).unwrap(), 100);
+    assert_eq!(handle.discarded(), 0);
+    drop(stream);
+    assert_eq!(handle.discarded(), 100, "what was unread when it went");
+    for _ in 0..10 {
+        assert_eq!(backend.write(&[1; SMALL]).unwrap(), SMALL);
+    }
+    assert_eq!(backend.write(&[1; 5 * SMALL]).unwrap(), 5 * SMALL);
+    assert_eq!(handle.discarded(), 100 + 15 * SMALL as u64);
+}
+
+#[tokio::test]
+async fn rule_8_an_empty_write_queues_nothing_and_does_not_spin() {
+    watchdog(async {
+        let (mut stream, port) = Options::new().capacity(SMALL).create().unwrap();
+        let handle = port.handle();
+        let backend = Arc::new(port.into_backend());
+        assert!(is_would_block(&backend.write(&[])));
+        assert_pending!(tokio_test::task::spawn(stream.read_u8()).poll());
+
+        // krun would offer the same descriptor again and again: it sleeps instead, also when
+        // there is room, until it is to be stopped.
+        let (returned, waiting) = mpsc::channel();
+        let krun = thread::spawn({
+            let backend = Arc::clone(&backend);
+            move || {
+                backend.wait_until_writable();
+                returned.send(()).unwrap();
+                backend.write(&[]).unwrap()
+            }
+        });
+        assert_eq!(
+            waiting.recv_timeout(Duration::from_millis(50)),
+            Err(mpsc::RecvTimeoutError::Timeout)
+        );
+        handle.quiesce();
+        waiting.recv().unwrap();
+        assert_eq!(krun.join().unwrap(), 0);
+        handle.resume();
+
+        // The next descriptor is as good as ever.
+        assert_eq!(backend.write(b"x").unwrap(), 1);
+        backend.wait_until_writable();
+        assert_eq!(stream.read_u8().await.unwrap(), b'x');
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn rule_9_wait_until_writable_waits_for_room() {
+    watchdog(async {
+        let (mut stream, backend) = pair();
+        fill(&backend);
+        let (returned, waiting) = mpsc::channel();
+        let krun = thread::spawn(move || {
+            backend.wait_until_writable();
+            returned.send(()).unwrap();
+            backend.write(&[1; 1024]).unwrap()
+        });
+        assert_eq!(
+            waiting.recv_timeout(Duration::from_millis(50)),
+            Err(mpsc::RecvTimeoutError::Timeout),
+            "there is no room yet"
+        );
+        stream.read_exact(&mut [0; SMALL / 2]).await.unwrap();
+        waiting.recv().unwrap();
+        assert_eq!(krun.join().unwrap(), 1024);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn rule_9_dropping_the_stream_ends_the_wait() {
+    let (stream, backend) = pair();
+    fill(&backend);
+    let krun = thread::spawn(move || {
+        backend.wait_until_writable();
+        backend.write(&[1; 1024]).unwrap()
+    });
+    drop(stream);
+    assert_eq!(krun.join().unwrap(), 1024);
+}
+
+#[tokio::test]
+async fn rule_10_quiesce_lets_the_waiting_write_through_and_loses_nothing() {
+    watchdog(async {
+        let (mut stream, port) = Options::new().capacity(SMALL).create().unwrap();
+        let handle = port.handle();
+        let backend = Arc::new(port.into_backend());
+        let filled = fill(&backend);
+        assert!(is_would_block(&backend.write(&[8; 1000])));
+        let krun = thread::spawn({
+            let backend = Arc::clone(&backend);
+            move || {
+                backend.wait_until_writable();
+                backend.write(&[8; 1000]).unwrap()
+            }
+        });
+        handle.quiesce();
+        assert_eq!(krun.join().unwrap(), 1000);
+        assert_eq!(handle.discarded(), 0);
+
+        // Up to twice the capacity, and no further, is kept.
+        assert_eq!(backend.write(&[9; SMALL - 1000]).unwrap(), SMALL - 1000);
+        assert_eq!(backend.write(&[9; 10]).unwrap(), 10);
+        assert_eq!(handle.discarded(), 10);
+
+        handle.resume();
+        assert!(is_would_block(&backend.write(&[8; 1])));
+        let mut received = vec![0; 2 * SMALL];
+        stream.read_exact(&mut received).await.unwrap();
+        assert!(received[..filled].iter().all(|byte| *byte == 7));
+        assert!(
+            received[filled..filled + 1000]
+                .iter()
+                .all(|byte| *byte == 8)
+        );
+        assert!(received[filled + 1000..].iter().all(|byte| *byte == 9));
+        assert_eq!(backend.write(&[8; 1]).unwrap(), 1);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn rule_11_a_panic_on_the_hosts_side_does_not_reach_krun() {
+    let (stream, backend) = pair();
+    let task = tokio::spawn(async move {
+        let _stream = stream;
+        panic!("the host's task fails");
+    });
+    assert!(task.await.unwrap_err().is_panic());
+    assert_eq!(backend.write(b"still accepted").unwrap(), 14);
+    assert_eq!(backend.read(&mut [0; 8]).unwrap(), 0);
+}
+
+#[tokio::test]
+async fn rule_12_bytes_written_before_the_guest_opens_are_kept() {
+    watchdog(async {
+        let (mut stream, port) = AgentStream::new().unwrap();
+        let sent = pattern(300_000);
+        stream.write_all(&sent).await.unwrap();
+        let guest = Guest::boot(port);
+        let mut received = vec![0; sent.len()];
+        guest
+            .open()
+            .unwrap()
+            .read_exact(&mut received)
+            .await
+            .unwrap();
+        assert!(received == sent);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn rule_13_a_closed_port_takes_bytes_and_a_reopened_one_gets_only_new_ones() {
+    watchdog(async {
+        let (mut stream, port) = AgentStream::new().unwrap();
+        let guest = Guest::boot(port);
+        let mut opened = guest.open().unwrap();
+        assert_eq!(
+            guest.open().unwrap_err().kind(),
+            io::ErrorKind::ResourceBusy
+        );
+        stream.write_all(b"first").await.unwrap();
+        opened.read_exact(&mut [0; 5]).await.unwrap();
+        drop(opened);
+
+        // More than ring and virtqueue hold: krun goes on reading, and the guest drops it.
+        stream.write_all(&vec![0; 4 << 20]).await.unwrap();
+        let mut reopened = guest.open().unwrap();
+        let mut marker = tokio::spawn(async move {
+            // What was on the way when it was reopened may still come.
+            while reopened.read_u8().await.unwrap() != b'!' {}
+        });
+        loop {
+            stream.write_all(b"!").await.unwrap();
+            tokio::select! {
+                done = &mut marker => break done.unwrap(),
+                () = tokio::task::yield_now() => {}
+            }
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn rule_14_nothing_is_lost_when_the_workers_are_stopped_and_started() {
+    watchdog(async {
+        const LENGTH: usize = 2 << 20;
+        let (stream, port) = Options::new().capacity(SMALL).create().unwrap();
+        let guest = Guest::boot(port);
+        let (mut guest_read, mut guest_write) = tokio::io::split(guest.open().unwrap());
+        let (mut host_read, mut host_write) = tokio::io::split(stream);
+        let sent = pattern(LENGTH);
+
+        let to_host = sent.clone();
+        let send_in_guest = tokio::spawn(async move { guest_write.write_all(&to_host).await });
+        let to_guest = sent.clone();
+        let send_in_host = tokio::spawn(async move { host_write.write_all(&to_guest).await });
+        let receive_in_guest = tokio::spawn(async move {
+            let mut received = vec![0; LENGTH];
+            guest_read.read_exact(&mut received).await.unwrap();
+            received
+        });
+        let receive_in_host = tokio::spawn(async move {
+            let mut received = vec![0; LENGTH];
+            host_read.read_exact(&mut received).await.unwrap();
+            received
+        });
+        while !(receive_in_guest.is_finished() && receive_in_host.is_finished()) {
+            guest.pause().await;
+            guest.resume().unwrap();
+            tokio::task::yield_now().await;
+        }
+        assert!(receive_in_guest.await.unwrap() == sent);
+        assert!(receive_in_host.await.unwrap() == sent);
+        send_in_guest.await.unwrap().unwrap();
+        send_in_host.await.unwrap().unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn rule_14_a_leftover_of_a_chunk_survives() {
+    let (mut stream, backend) = pair();
+    stream.write_all(b"leftover").await.unwrap();
+    let mut buffer = [0; 4];
+    assert_eq!(backend.read(&mut buffer).unwrap(), 4);
+    // Another worker takes over here.
+    assert_eq!(backend.read(&mut buffer).unwrap(), 4);
+    assert_eq!(&buffer, b"over");
+}
+
+#[tokio::test]
+async fn the_hosts_write_wakes_krun_once_a_batch() {
+    let (mut stream, backend) = pair();
+    assert!(is_would_block(&backend.read(&mut [0; 8])));
+    for _ in 0..100 {
+        stream.write_all(b"x").await.unwrap();
+    }
+    // One signal for a hundred writes: after one drain it is gone, whatever an eventfd counted.
+    wait_until_readable(&backend);
+    assert_eq!(backend.read(&mut [0; 200]).unwrap(), 100);
+    assert!(is_would_block(&backend.read(&mut [0; 8])));
+    assert!(!is_readable(&backend));
+}

@@ -1,0 +1,157 @@
+//! The virtio-console port named "agent", as the guest's kernel shows it.
+
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+
+const NAME: &str = "agent";
+const PORTS: &str = "/sys/class/virtio-ports";
+
+/// How long the port's name may take to show up: the host sends it over the device's control
+/// queue, some time after the guest's kernel has started its init.
+const NAME_LIMIT: Duration = Duration::from_secs(10);
+
+pub struct Port {
+    fd: OwnedFd,
+}
+
+impl Port {
+    /// Opens the port non-blocking: reads and writes wait in `poll(2)`, where they also see the
+    /// host hang up.
+    pub fn open() -> io::Result<Self> {
+        Self::open_with(OFlags::NONBLOCK)
+    }
+
+    /// Opens the port for blocking reads and writes. A write that is waiting when the host hangs
+    /// up never returns: that is how Linux does it.
+    pub fn open_blocking() -> io::Result<Self> {
+        Self::open_with(OFlags::empty())
+    }
+
+    fn open_with(flags: OFlags) -> io::Result<Self> {
+        let path = find()?;
+        let flags = flags | OFlags::RDWR | OFlags::CLOEXEC;
+        let fd = rustix::fs::open(&path, flags, Mode::empty())
+            .map_err(|e| io::Error::new(e.kind(), format!("open {}: {e}", path.display())))?;
+        Ok(Self { fd })
+    }
+
+    /// Reads what there is: `None` if that is nothing, 0 if the host has hung up.
+    pub fn try_read(&self, buf: &mut [u8]) -> io::Result<Option<usize>> {
+        retried(|| rustix::io::read(&self.fd, &mut *buf))
+    }
+
+    /// Writes what there is room for: `None` if there is none.
+    pub fn try_write(&self, buf: &[u8]) -> io::Result<Option<usize>> {
+        retried(|| rustix::io::write(&self.fd, buf))
+    }
+
+    /// Sleeps until one of `wanted`, or a hang-up, has come. `BrokenPipe` if the host has hung up
+    /// and only writing was asked for: such a write would never again find room, while a read
+    /// still yields what the host sent before, and then end of file.
+    pub fn wait(&self, wanted: PollFlags) -> io::Result<PollFlags> {
+        loop {
+            let mut fds = [PollFd::new(&self.fd, wanted)];
+            match poll(&mut fds, None) {
+                Ok(_) => {}
+                Err(Errno::INTR) => continue,
+                Err(e) => return Err(e.into()),
+            }
+            let came = fds[0].revents();
+            if came.contains(PollFlags::HUP) && wanted == PollFlags::OUT {
+                return Err(io::Error::new(
+                    io::ErrorKind::BrokenPipe,
+                    "the host hung up while the guest had something to write",
+                ));
+            }
+            return Ok(came);
+        }
+    }
+
+    /// Reads at least one byte, or 0 at the end of file.
+    pub fn read(&self, buf: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match self.try_read(buf)? {
+                Some(n) => return Ok(n),
+                None => self.wait(PollFlags::IN)?,
+            };
+        }
+    }
+
+    pub fn read_exact(&self, mut buf: &mut [u8]) -> io::Result<()> {
+        while !buf.is_empty() {
+            match self.read(buf)? {
+                0 => return Err(end_of_file()),
+                n => buf = &mut buf[n..],
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes at least one byte.
+    pub fn write(&self, buf: &[u8]) -> io::Result<usize> {
+        loop {
+            match self.try_write(buf)? {
+                Some(n) => return Ok(n),
+                None => self.wait(PollFlags::OUT)?,
+            };
+        }
+    }
+
+    pub fn write_all(&self, mut buf: &[u8]) -> io::Result<()> {
+        while !buf.is_empty() {
+            let n = self.write(buf)?;
+            buf = &buf[n..];
+        }
+        Ok(())
+    }
+}
+
+pub fn end_of_file() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::UnexpectedEof,
+        "the host hung up while the guest expected more",
+    )
+}
+
+fn retried(mut call: impl FnMut() -> rustix::io::Result<usize>) -> io::Result<Option<usize>> {
+    loop {
+        match call() {
+            Ok(n) => return Ok(Some(n)),
+            Err(Errno::AGAIN) => return Ok(None),
+            Err(Errno::INTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
+/// The device file of the port with our name. krun tells the guest that the host's end is open
+/// before it tells the name, so a port found here does not begin with an end of file.
+fn find() -> io::Result<PathBuf> {
+    let started = Instant::now();
+    loop {
+        for entry in fs::read_dir(PORTS).into_iter().flatten() {
+            let entry = entry?;
+            match fs::read_to_string(entry.path().join("name")) {
+                Ok(name) if name.trim_end() == NAME => {
+                    return Ok(PathBuf::from("/dev").join(entry.file_name()));
+                }
+                _ => {} // another port, or one whose name has not come yet
+            }
+        }
+        if started.elapsed() > NAME_LIMIT {
+            return Err(io::Error::new(
+                io::ErrorKind::NotFound,
+                format!("no port named {NAME:?} in {PORTS}"),
+            ));
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+}

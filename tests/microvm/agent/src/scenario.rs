@@ -1,0 +1,250 @@
+//! What the guest does, by name. Integers are little-endian except a frame's length; payload is
+//! that of `pattern.rs`, from the guest with the seed `FROM_GUEST` and from the host with
+//! `FROM_HOST`; checksums are CRC-32 (IEEE).
+
+use std::io;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crc32fast::Hasher;
+use rustix::event::PollFlags;
+
+use crate::Log;
+use crate::pattern::{FROM_GUEST, FROM_HOST, Pattern};
+use crate::port::{Port, end_of_file};
+
+/// The most that Linux takes of one `write` to a port.
+const CHUNK: usize = 32 * 1024;
+const LONGEST_FRAME: usize = 1024 * 1024;
+const STALL_BYTES: u64 = 8 * 1024 * 1024;
+
+pub fn play(name: &str, log: &mut Log) -> io::Result<()> {
+    match name {
+        "echo" => echo(),
+        "frames" => frames(),
+        "traffic" => traffic(log),
+        "late-open" => late_open(),
+        "last-words" => last_words(),
+        "flood" => flood(),
+        "stall" => stall(log),
+        _ => Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "no such scenario",
+        )),
+    }
+}
+
+/// Greets, then sends back what it reads, until the host hangs up.
+fn echo() -> io::Result<()> {
+    let port = Port::open()?;
+    port.write_all(b"hello from the guest\n")?;
+    echo_until_hang_up(&port)
+}
+
+/// Lets the host's bytes queue up before it opens the port, then sends them back without a
+/// greeting, until the host hangs up.
+fn late_open() -> io::Result<()> {
+    thread::sleep(Duration::from_secs(2));
+    echo_until_hang_up(&Port::open()?)
+}
+
+fn echo_until_hang_up(port: &Port) -> io::Result<()> {
+    let mut buf = vec![0; CHUNK];
+    loop {
+        match port.read(&mut buf)? {
+            0 => return Ok(()),
+            n => port.write_all(&buf[..n])?,
+        }
+    }
+}
+
+/// Sends back each frame it reads (a big-endian u32 length, then so many bytes), until and
+/// including a frame that is `bye`. Reads nothing while it writes.
+fn frames() -> io::Result<()> {
+    let port = Port::open()?;
+    let mut frame = vec![0; 4];
+    loop {
+        port.read_exact(&mut frame[..4])?;
+        let length = u32::from_be_bytes([frame[0], frame[1], frame[2], frame[3]]) as usize;
+        if length == 0 || length > LONGEST_FRAME {
+            let what = format!("a frame of {length} bytes");
+            return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+        }
+        frame.resize(4 + length, 0);
+        port.read_exact(&mut frame[4..])?;
+        port.write_all(&frame)?;
+        if &frame[4..] == b"bye" {
+            return Ok(());
+        }
+    }
+}
+
+/// Reads {u64 bytes from the host, u64 bytes to the host}; sends and receives so many at the same
+/// time; sends {u64 bytes received, u32 their checksum, u32 1 if each was right, else 0}; waits for
+/// one more byte, the host's word that it has read all this.
+fn traffic(log: &mut Log) -> io::Result<()> {
+    let port = Port::open()?;
+    let (mut to_receive, mut to_send) = (read_u64(&port)?, read_u64(&port)?);
+    let mut received = Received::new();
+    let mut sending = Sending::new();
+    let mut buf = vec![0; CHUNK];
+    while to_receive > 0 || to_send > 0 {
+        let mut wanted = PollFlags::empty();
+        wanted.set(PollFlags::IN, to_receive > 0);
+        wanted.set(PollFlags::OUT, to_send > 0);
+        let came = port.wait(wanted)?;
+        if to_receive > 0 && came.intersects(PollFlags::IN | PollFlags::HUP) {
+            let most = at_most(buf.len(), to_receive);
+            match port.try_read(&mut buf[..most])? {
+                Some(0) => return Err(end_of_file()),
+                Some(n) => {
+                    received.take(&buf[..n], log);
+                    to_receive -= n as u64;
+                }
+                None => {}
+            }
+        }
+        if to_send > 0
+            && came.contains(PollFlags::OUT)
+            && let Some(n) = port.try_write(sending.next(to_send))?
+        {
+            sending.advance(n);
+            to_send -= n as u64;
+        }
+    }
+    let mut trailer = Vec::with_capacity(16);
+    trailer.extend(received.count.to_le_bytes());
+    trailer.extend(received.crc.finalize().to_le_bytes());
+    trailer.extend(u32::from(received.right).to_le_bytes());
+    port.write_all(&trailer)?;
+    port.read_exact(&mut [0])
+}
+
+/// Reads a u64, writes so many bytes with blocking writes, and ends the VM as soon as the last
+/// write has returned.
+fn last_words() -> io::Result<()> {
+    let port = Port::open_blocking()?;
+    let mut left = read_u64(&port)?;
+    let mut sending = Sending::new();
+    while left > 0 {
+        let n = port.write(sending.next(left))?;
+        sending.advance(n);
+        left -= n as u64;
+    }
+    Ok(())
+}
+
+/// Writes for ever, with blocking writes.
+fn flood() -> io::Result<()> {
+    let port = Port::open_blocking()?;
+    let mut sending = Sending::new();
+    loop {
+        let n = port.write(sending.next(u64::MAX))?;
+        sending.advance(n);
+    }
+}
+
+/// Waits for a byte; sends 8 MiB with blocking writes; sends {u64 bytes sent, u32 their checksum,
+/// u32 milliseconds of the longest write}; waits for one more byte.
+fn stall(log: &mut Log) -> io::Result<()> {
+    let port = Port::open_blocking()?;
+    port.read_exact(&mut [0])?;
+    let mut sending = Sending::new();
+    let mut longest = Duration::ZERO;
+    let mut left = STALL_BYTES;
+    while left > 0 {
+        let chunk = sending.next(left);
+        let started = Instant::now();
+        let n = port.write(chunk)?;
+        longest = longest.max(started.elapsed());
+        sending.advance(n);
+        left -= n as u64;
+    }
+    let longest = u32::try_from(longest.as_millis()).unwrap_or(u32::MAX);
+    log.say(format_args!("longest write {longest} ms"));
+    let mut trailer = Vec::with_capacity(16);
+    trailer.extend(STALL_BYTES.to_le_bytes());
+    trailer.extend(sending.crc.finalize().to_le_bytes());
+    trailer.extend(longest.to_le_bytes());
+    port.write_all(&trailer)?;
+    port.read_exact(&mut [0])
+}
+
+fn read_u64(port: &Port) -> io::Result<u64> {
+    let mut bytes = [0; 8];
+    port.read_exact(&mut bytes)?;
+    Ok(u64::from_le_bytes(bytes))
+}
+
+/// `length`, cut to `limit`.
+fn at_most(length: usize, limit: u64) -> usize {
+    usize::try_from(limit).map_or(length, |limit| length.min(limit))
+}
+
+/// The generated bytes that the guest sends, a chunk at a time.
+struct Sending {
+    pattern: Pattern,
+    chunk: Vec<u8>,
+    /// How much of `chunk` has been sent.
+    sent: usize,
+    /// The checksum of all that has been sent.
+    crc: Hasher,
+}
+
+impl Sending {
+    fn new() -> Self {
+        Self {
+            pattern: Pattern::new(FROM_GUEST),
+            chunk: vec![0; CHUNK],
+            sent: CHUNK,
+            crc: Hasher::new(),
+        }
+    }
+
+    /// The bytes to send next: at least one, and no more than `limit`.
+    fn next(&mut self, limit: u64) -> &[u8] {
+        if self.sent == self.chunk.len() {
+            self.pattern.fill(&mut self.chunk);
+            self.sent = 0;
+        }
+        let rest = &self.chunk[self.sent..];
+        &rest[..at_most(rest.len(), limit)]
+    }
+
+    /// The first `n` of those bytes have been sent.
+    fn advance(&mut self, n: usize) {
+        self.crc.update(&self.chunk[self.sent..self.sent + n]);
+        self.sent += n;
+    }
+}
+
+/// The generated bytes that the guest receives, held against what they must be.
+struct Received {
+    pattern: Pattern,
+    count: u64,
+    crc: Hasher,
+    right: bool,
+}
+
+impl Received {
+    fn new() -> Self {
+        Self {
+            pattern: Pattern::new(FROM_HOST),
+            count: 0,
+            crc: Hasher::new(),
+            right: true,
+        }
+    }
+
+    fn take(&mut self, bytes: &[u8], log: &mut Log) {
+        self.crc.update(bytes);
+        if let Err(place) = self.pattern.check(bytes) {
+            if self.right {
+                let place = self.count + place as u64;
+                log.say(format_args!("byte {place} from the host is wrong"));
+            }
+            self.right = false;
+        }
+        self.count += bytes.len() as u64;
+    }
+}

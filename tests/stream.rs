@@ -1,0 +1,401 @@
+//! The contract of `AsyncRead` and `AsyncWrite`, and what users expect of a tokio stream.
+
+mod common;
+
+use std::future::pending;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use common::{SMALL, fill, pair, pattern, watchdog};
+use futures::{SinkExt, StreamExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio_krun::guest::{Guest, GuestPort};
+use tokio_krun::{AgentConsoleBackend, AgentPort, AgentStream, Error, Options, PortHandle};
+use tokio_test::{assert_pending, assert_ready, assert_ready_ok};
+use tokio_util::codec::{Framed, LengthDelimitedCodec};
+
+fn assert_send_sync_unpin_static<T: Send + Sync + Unpin + 'static>() {}
+
+#[test]
+fn every_public_type_is_send_sync_unpin_and_static() {
+    assert_send_sync_unpin_static::<AgentStream>();
+    assert_send_sync_unpin_static::<AgentPort>();
+    assert_send_sync_unpin_static::<PortHandle>();
+    assert_send_sync_unpin_static::<AgentConsoleBackend>();
+    assert_send_sync_unpin_static::<Options>();
+    assert_send_sync_unpin_static::<Error>();
+    assert_send_sync_unpin_static::<Guest>();
+    assert_send_sync_unpin_static::<GuestPort>();
+}
+
+async fn both_ways_at_once() {
+    const LENGTH: usize = 8 * 1024 * 1024;
+    let (stream, port) = Options::new().capacity(SMALL).slots(8).create().unwrap();
+    let guest = Guest::boot(port);
+    let (mut guest_read, mut guest_write) = tokio::io::split(guest.open().unwrap());
+    let (mut host_read, mut host_write) = tokio::io::split(stream);
+    let sent = pattern(LENGTH);
+    let expected = crc32fast::hash(&sent);
+
+    let receive_in_guest = tokio::spawn(async move {
+        let mut received = vec![0; LENGTH];
+        guest_read.read_exact(&mut received).await.unwrap();
+        crc32fast::hash(&received)
+    });
+    let send_in_guest = tokio::spawn({
+        let sent = sent.clone();
+        async move { guest_write.write_all(&sent).await }
+    });
+    let send_in_host = tokio::spawn(async move { host_write.write_all(&sent).await });
+    let mut received = vec![0; LENGTH];
+    host_read.read_exact(&mut received).await.unwrap();
+
+    assert_eq!(crc32fast::hash(&received), expected);
+    assert_eq!(receive_in_guest.await.unwrap(), expected);
+    send_in_guest.await.unwrap().unwrap();
+    send_in_host.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn carries_both_ways_at_once_on_the_current_thread() {
+    watchdog(both_ways_at_once()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn carries_both_ways_at_once_on_several_threads() {
+    watchdog(both_ways_at_once()).await;
+}
+
+#[tokio::test]
+async fn frames_of_all_sizes_come_back_whole() {
+    watchdog(async {
+        let (stream, port) = AgentStream::new().unwrap();
+        let guest = Guest::boot(port);
+        let codec = || {
+            LengthDelimitedCodec::builder()
+                .max_frame_length(1 << 20)
+                .new_codec()
+        };
+        let mut agent = Framed::new(guest.open().unwrap(), codec());
+        let echo = tokio::spawn(async move {
+            while let Some(frame) = agent.next().await {
+                agent.send(frame.unwrap().freeze()).await.unwrap();
+            }
+        });
+
+        let mut host = Framed::new(stream, codec());
+        for size in [0, 1, 2, 4095, 4096, 4097, 32_768, 32_769, 1 << 20] {
+            let frame = Bytes::from(pattern(size));
+            host.send(frame.clone()).await.unwrap();
+            assert_eq!(host.next().await.unwrap().unwrap(), frame);
+        }
+        drop(host);
+        echo.await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn one_read_takes_all_there_is_across_chunks() {
+    let (mut stream, backend) = pair();
+    let sent = pattern(SMALL - 5);
+    for part in sent.chunks(1000) {
+        assert_eq!(backend.write(part).unwrap(), part.len());
+    }
+
+    let mut received = vec![0; SMALL];
+    assert_eq!(stream.read(&mut received).await.unwrap(), sent.len());
+    assert_eq!(received[..sent.len()], sent);
+}
+
+#[tokio::test]
+async fn a_short_buffer_leaves_the_rest_for_the_next_read() {
+    let (mut stream, backend) = pair();
+    let sent = pattern(10_000);
+    backend.write(&sent).unwrap();
+
+    let mut received = Vec::new();
+    let mut buffer = [0; 333];
+    while received.len() < sent.len() {
+        let read = stream.read(&mut buffer).await.unwrap();
+        received.extend_from_slice(&buffer[..read]);
+    }
+    assert_eq!(received, sent);
+}
+
+#[tokio::test]
+async fn a_read_into_no_buffer_is_ready_and_is_not_the_end() {
+    let (mut stream, backend) = pair();
+    assert_eq!(stream.read(&mut []).await.unwrap(), 0);
+    backend.write(b"x").unwrap();
+    assert_eq!(stream.read(&mut []).await.unwrap(), 0);
+    assert_eq!(stream.read_u8().await.unwrap(), b'x');
+}
+
+#[tokio::test]
+async fn a_write_of_nothing_is_ready_and_loses_nothing() {
+    let (mut stream, backend) = pair();
+    stream.write_all(b"be").await.unwrap();
+    assert_eq!(stream.write(&[]).await.unwrap(), 0);
+    stream.write_all(b"fore").await.unwrap();
+    let mut received = [0; 16];
+    assert_eq!(backend.read(&mut received).unwrap(), 6);
+    assert_eq!(&received[..6], b"before");
+}
+
+#[tokio::test]
+async fn a_waiting_read_is_woken_by_the_guests_write() {
+    watchdog(async {
+        let (stream, backend) = pair();
+        let mut stream = stream;
+        let mut read = tokio_test::task::spawn(stream.read_u8());
+        assert_pending!(read.poll());
+        assert!(!read.is_woken());
+
+        backend.write(b"x").unwrap();
+        assert_eq!(read.await.unwrap(), b'x');
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_waiting_write_is_woken_when_the_guest_has_taken_half() {
+    watchdog(async {
+        let (mut stream, backend) = pair();
+        stream.write_all(&vec![1; SMALL]).await.unwrap();
+        let mut write = tokio_test::task::spawn(stream.write(b"more"));
+        assert_pending!(write.poll());
+
+        let mut buffer = vec![0; SMALL / 2];
+        assert_eq!(backend.read(&mut buffer).unwrap(), SMALL / 2);
+        assert_eq!(write.await.unwrap(), 4);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_write_takes_what_there_is_room_for() {
+    let (mut stream, backend) = pair();
+    stream.write_all(&vec![1; SMALL - 10]).await.unwrap();
+    assert_eq!(stream.write(&[2; 100]).await.unwrap(), 10);
+
+    let mut received = vec![0; SMALL];
+    assert_eq!(backend.read(&mut received).unwrap(), SMALL);
+    assert_eq!(received[SMALL - 10..], [2; 10]);
+}
+
+#[tokio::test]
+async fn small_writes_share_chunks() {
+    // 8 slots: if each write took one, the ninth would wait for ever.
+    let (mut stream, backend) = pair();
+    for byte in 0..=255 {
+        assert_eq!(watchdog(stream.write(&[byte])).await.unwrap(), 1);
+        assert_eq!(backend.write(&[byte]).unwrap(), 1);
+    }
+    let mut received = [0; 256];
+    assert_eq!(stream.read(&mut received).await.unwrap(), 256);
+    assert!(received.iter().copied().eq(0..=255));
+    assert_eq!(backend.read(&mut received).unwrap(), 256);
+    assert!(received.iter().copied().eq(0..=255));
+}
+
+#[tokio::test]
+async fn a_cancelled_read_or_write_has_moved_nothing() {
+    watchdog(async {
+        let (mut stream, backend) = pair();
+        {
+            let mut read = tokio_test::task::spawn(stream.read_u8());
+            assert_pending!(read.poll());
+            backend.write(b"kept").unwrap();
+        }
+        let mut received = [0; 4];
+        stream.read_exact(&mut received).await.unwrap();
+        assert_eq!(&received, b"kept");
+
+        stream.write_all(&vec![1; SMALL]).await.unwrap();
+        {
+            let mut write = tokio_test::task::spawn(stream.write(b"lost"));
+            assert_pending!(write.poll());
+        }
+        let mut taken = vec![0; 2 * SMALL];
+        assert_eq!(backend.read(&mut taken).unwrap(), SMALL);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn flush_and_shutdown_are_ready_at_once() {
+    let (mut stream, backend) = pair();
+    stream.write_all(b"sent").await.unwrap();
+    assert_ready_ok!(tokio_test::task::spawn(stream.flush()).poll());
+    assert_ready_ok!(tokio_test::task::spawn(stream.shutdown()).poll());
+    assert_ready_ok!(tokio_test::task::spawn(stream.shutdown()).poll());
+    let mut received = [0; 8];
+    assert_eq!(backend.read(&mut received).unwrap(), 4);
+}
+
+/// With a guest that always has more, a task that reads for ever must give way now and then.
+#[tokio::test]
+async fn a_flooded_task_gives_way_to_the_others() {
+    watchdog(async {
+        let (mut flooded, backend) = pair();
+        let stop = Arc::new(AtomicBool::new(false));
+        let reads = Arc::new(AtomicUsize::new(0));
+        let reader = tokio::spawn({
+            let (stop, reads) = (Arc::clone(&stop), Arc::clone(&reads));
+            async move {
+                while !stop.load(Ordering::Relaxed) {
+                    // The ring is never empty when this task looks.
+                    fill(&backend);
+                    flooded.read_u8().await.unwrap();
+                    reads.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        });
+        let mut turns = 0;
+        while reads.load(Ordering::Relaxed) < 10_000 {
+            tokio::task::yield_now().await;
+            turns += 1;
+        }
+        stop.store(true, Ordering::Relaxed);
+        reader.await.unwrap();
+        // Tokio's budget is 128 operations a turn.
+        assert!(turns >= 10_000 / 128, "{turns} turns beside 10,000 reads");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn options_are_validated() {
+    let error = |options: Options| options.create().map(drop).unwrap_err();
+    for capacity in [0, 1, SMALL - 1, (1 << 30) + 1, usize::MAX] {
+        let error = error(Options::new().capacity(capacity));
+        assert!(matches!(error, Error::Capacity { capacity: c } if c == capacity));
+        assert!(error.to_string().contains("32768 to 1073741824"), "{error}");
+        assert_eq!(io::Error::from(error).kind(), io::ErrorKind::InvalidInput);
+    }
+    for slots in [0, 1, SMALL / 512 + 1, usize::MAX] {
+        let error = error(Options::new().capacity(SMALL).slots(slots));
+        assert!(matches!(error, Error::Slots { slots: s, .. } if s == slots));
+        assert!(error.to_string().contains("2 to 64"), "{error}");
+        assert_eq!(io::Error::from(error).kind(), io::ErrorKind::InvalidInput);
+    }
+    for (capacity, slots) in [(SMALL, 2), (SMALL, 64), (SMALL + 1, 7), (1 << 30, 1 << 21)] {
+        let created = Options::new().capacity(capacity).slots(slots).create();
+        assert!(created.is_ok(), "{capacity} bytes in {slots} slots");
+    }
+}
+
+#[tokio::test]
+async fn each_valid_size_holds_its_capacity() {
+    for (capacity, slots) in [(SMALL, 2), (SMALL, 64), (SMALL + 1, 7), (100_003, 31)] {
+        let (mut stream, port) = Options::new()
+            .capacity(capacity)
+            .slots(slots)
+            .create()
+            .unwrap();
+        let backend = port.into_backend();
+        let sent = pattern(capacity);
+        for round in 0..3 {
+            stream.write_all(&sent).await.unwrap();
+            assert_pending!(tokio_test::task::spawn(stream.write(b"x")).poll());
+            let mut received = vec![0; capacity + round];
+            let half = capacity / 2;
+            assert_eq!(backend.read(&mut received[..half]).unwrap(), half);
+            assert_eq!(
+                backend.read(&mut received[half..]).unwrap(),
+                capacity - half
+            );
+            assert!(received.starts_with(&sent), "{capacity} in {slots} slots");
+        }
+    }
+}
+
+#[test]
+fn outside_a_runtime_there_is_a_clear_error() {
+    let error = AgentStream::new().map(drop).unwrap_err();
+    assert!(matches!(error, Error::NoRuntime));
+    assert!(error.to_string().contains("runtime"), "{error}");
+}
+
+#[test]
+fn a_stream_that_outlives_its_runtime_fails_and_does_not_hang() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .build()
+        .unwrap();
+    let (mut stream, port) = runtime.block_on(async { AgentStream::new() }).unwrap();
+    let backend = port.into_backend();
+    backend.write(b"x").unwrap();
+    drop(runtime);
+    // What is in the ring needs no runtime; waiting does.
+    let read = futures::executor::block_on(stream.read_u8());
+    assert_eq!(read.unwrap(), b'x');
+    assert!(futures::executor::block_on(stream.read_u8()).is_err());
+}
+
+#[tokio::test]
+async fn dropping_the_stream_in_a_waiting_task_frees_it() {
+    let (mut stream, backend) = pair();
+    let task = tokio::spawn(async move {
+        let _ = stream.read_u8().await;
+        pending::<()>().await;
+    });
+    tokio::task::yield_now().await;
+    task.abort();
+    assert!(task.await.unwrap_err().is_cancelled());
+    // The host has gone, and says so.
+    assert_eq!(backend.read(&mut [0; 8]).unwrap(), 0);
+}
+
+#[tokio::test]
+async fn descriptors_are_close_on_exec() {
+    let (_stream, backend) = pair();
+    // SAFETY: the backend owns the descriptor and outlives this borrow.
+    let wake = unsafe { BorrowedFd::borrow_raw(backend.read_wake_fd()) };
+    let flags = rustix::io::fcntl_getfd(wake.as_fd()).unwrap();
+    assert!(flags.contains(rustix::io::FdFlags::CLOEXEC));
+    let mode = rustix::fs::fcntl_getfl(wake).unwrap();
+    assert!(mode.contains(rustix::fs::OFlags::NONBLOCK));
+}
+
+#[tokio::test]
+async fn an_idle_stream_has_three_descriptors_and_returns_them() {
+    let count = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+    // Other tests of this process open and close descriptors meanwhile, so it is counted in a
+    // process of its own.
+    if std::env::var_os("TOKIO_KRUN_COUNT_FDS").is_none() {
+        let status = std::process::Command::new(std::env::current_exe().unwrap())
+            .args([
+                "--exact",
+                "an_idle_stream_has_three_descriptors_and_returns_them",
+            ])
+            .env("TOKIO_KRUN_COUNT_FDS", "1")
+            .status()
+            .unwrap();
+        assert!(status.success());
+        return;
+    }
+    let before = count();
+    let both = pair();
+    let (each, expected) = (count() - before, if cfg!(tokio_krun_pipe) { 6 } else { 3 });
+    assert_eq!(each, expected);
+    drop(both);
+    assert_eq!(count(), before);
+}
+
+#[tokio::test]
+async fn debug_shows_the_state_and_no_payload() {
+    let (mut stream, backend) = pair();
+    stream.write_all(b"secret").await.unwrap();
+    backend.write(b"secret").unwrap();
+    for text in [format!("{stream:?}"), format!("{backend:?}")] {
+        assert!(text.contains("queued: 6"), "{text}");
+        assert!(!text.contains("secret"), "{text}");
+    }
+    let mut read = tokio_test::task::spawn(stream.read_u8());
+    assert_eq!(assert_ready!(read.poll()).unwrap(), b's');
+}
