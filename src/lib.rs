@@ -64,6 +64,7 @@
 //! ([`Options::capacity`]), no call of it panics, and no byte of an earlier message is ever shown
 //! in a later one. Descriptors are close-on-exec.
 
+#![warn(missing_docs, unreachable_pub)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod error;

@@ -166,17 +166,17 @@ async fn dropping_the_guest_with_a_full_ring_leaves_no_thread_behind() {
         let (mut stream, port) = Options::new().capacity(SMALL).create().unwrap();
         let guest = Guest::boot(port);
         let mut agent = guest.open().unwrap();
-        // The ring and a descriptor in the TX worker's hands.
-        let mut sent = 0;
-        while sent < 2 * SMALL {
-            sent += agent.write(&[1; SMALL]).await.unwrap();
-        }
+        // A ringful, and one more that has to wait.
+        agent.write_all(&[1; SMALL]).await.unwrap();
+        agent.flush().await.unwrap();
+        agent.write_all(&[2; SMALL]).await.unwrap();
         drop(agent);
         drop(guest);
-        // The end comes when both workers have let go of the backend.
+        // The end comes when both workers have let go of the backend. Whether the second was still
+        // handed over is a race, as when a VM's process is killed; the first was.
         let mut received = Vec::new();
         stream.read_to_end(&mut received).await.unwrap();
-        assert!(received.len() >= SMALL);
+        assert!(received.starts_with(&[1; SMALL]));
     })
     .await;
 }

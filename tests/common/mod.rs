@@ -9,23 +9,23 @@ use std::time::Duration;
 use tokio_krun::{AgentConsoleBackend, AgentStream, Options};
 
 /// The least capacity, in a few chunks: quick to fill.
-pub const SMALL: usize = Options::MIN_CAPACITY;
+pub(crate) const SMALL: usize = Options::MIN_CAPACITY;
 
 /// A stream and krun's end of it, with no worker: the test plays krun.
-pub fn pair() -> (AgentStream, AgentConsoleBackend) {
+pub(crate) fn pair() -> (AgentStream, AgentConsoleBackend) {
     let (stream, port) = Options::new().capacity(SMALL).slots(8).create().unwrap();
     (stream, port.into_backend())
 }
 
 /// Ends a test that hangs. A lost wake is a failure, not a night at the machine.
-pub async fn watchdog<F: Future>(test: F) -> F::Output {
+pub(crate) async fn watchdog<F: Future>(test: F) -> F::Output {
     tokio::time::timeout(Duration::from_secs(120), test)
         .await
         .expect("the test hangs")
 }
 
 /// Bytes in which each position is recognisable.
-pub fn pattern(length: usize) -> Vec<u8> {
+pub(crate) fn pattern(length: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     (0..length)
         .map(|_| {
@@ -37,13 +37,13 @@ pub fn pattern(length: usize) -> Vec<u8> {
         .collect()
 }
 
-pub fn is_would_block<T>(result: &io::Result<T>) -> bool {
+pub(crate) fn is_would_block<T>(result: &io::Result<T>) -> bool {
     matches!(result, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
 }
 
 /// Writes from the guest until the ring is full, and says how much fitted. The host must be there:
 /// when it has gone the ring is never full.
-pub fn fill(backend: &AgentConsoleBackend) -> usize {
+pub(crate) fn fill(backend: &AgentConsoleBackend) -> usize {
     let mut filled = 0;
     while let Ok(written) = backend.write(&[7; 1024]) {
         filled += written;

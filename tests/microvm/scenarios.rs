@@ -1,0 +1,258 @@
+//! The tests, each with the part of its name that the agent plays (`agent/src/scenario.rs`).
+
+#[path = "agent/src/pattern.rs"]
+mod pattern;
+
+use std::fs;
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::{SinkExt, StreamExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio_krun::{AgentStream, Options};
+use tokio_util::codec::{Framed, LengthDelimitedCodec};
+
+use crate::vm::{Calls, Vm};
+use pattern::{FROM_GUEST, FROM_HOST, Pattern};
+
+type Scenario = fn() -> Pin<Box<dyn Future<Output = ()>>>;
+
+pub(crate) const ALL: &[(&str, Scenario)] = &[
+    ("greeting_and_echo", || Box::pin(greeting_and_echo())),
+    ("frames_of_1_byte_to_1_mib", || Box::pin(frames())),
+    ("traffic_of_64_mib_each_way_at_once", || Box::pin(traffic())),
+    ("bytes_sent_before_the_guest_opens_arrive", || {
+        Box::pin(late_open())
+    }),
+    ("last_words_before_power_off_are_read", || {
+        Box::pin(last_words())
+    }),
+    ("exit_with_a_full_ring_after_quiesce", || {
+        Box::pin(exit_after_quiesce())
+    }),
+    ("exit_with_a_full_ring_after_drop", || {
+        Box::pin(exit_after_drop())
+    }),
+    ("a_host_that_stalls_makes_the_guest_wait", || {
+        Box::pin(stall())
+    }),
+];
+
+const MIB: usize = 1024 * 1024;
+
+fn generate(seed: u64, length: usize) -> Vec<u8> {
+    let mut bytes = vec![0; length];
+    Pattern::new(seed).fill(&mut bytes);
+    bytes
+}
+
+async fn greeting_and_echo() {
+    let (mut stream, port) = AgentStream::new().unwrap();
+    let mut vm = Vm::boot("echo", port);
+    let mut greeting = [0; 21];
+    stream.read_exact(&mut greeting).await.unwrap();
+    assert_eq!(&greeting, b"hello from the guest\n");
+
+    let sent = generate(FROM_HOST, 100_000);
+    stream.write_all(&sent).await.unwrap();
+    let mut received = vec![0; sent.len()];
+    stream.read_exact(&mut received).await.unwrap();
+    assert!(received == sent);
+
+    // The agent ends at the end of the file.
+    stream.hang_up();
+    assert_eq!(stream.read(&mut [0; 8]).await.unwrap(), 0);
+    drop(stream);
+    vm.ended().await;
+}
+
+async fn frames() {
+    let (stream, port) = AgentStream::new().unwrap();
+    let mut vm = Vm::boot("frames", port);
+    let codec = LengthDelimitedCodec::builder()
+        .max_frame_length(MIB)
+        .new_codec();
+    let mut frames = Framed::new(stream, codec);
+    for length in [1, 2, 100, 4095, 4096, 4097, 32_764, 32_768, 65_537, MIB] {
+        let frame = Bytes::from(generate(length as u64, length));
+        frames.send(frame.clone()).await.unwrap();
+        assert!(frames.next().await.unwrap().unwrap() == frame);
+    }
+    frames.send(Bytes::from_static(b"bye")).await.unwrap();
+    // What the guest wrote last before it powered off may be lost in its virtqueue; what arrives
+    // is whole.
+    match frames.next().await {
+        Some(frame) => assert_eq!(&frame.unwrap()[..], b"bye"),
+        None => println!("the guest's last frame was lost in its virtqueue"),
+    }
+    assert!(frames.next().await.is_none());
+    drop(frames);
+    vm.ended().await;
+}
+
+async fn traffic() {
+    const LENGTH: usize = 64 * MIB;
+    let (mut stream, port) = AgentStream::new().unwrap();
+    let mut vm = Vm::boot("traffic", port);
+    stream.write_u64_le(LENGTH as u64).await.unwrap();
+    stream.write_u64_le(LENGTH as u64).await.unwrap();
+    let (mut reading, mut writing) = tokio::io::split(stream);
+
+    let sender = tokio::spawn(async move {
+        let mut pattern = Pattern::new(FROM_HOST);
+        let mut checksum = crc32fast::Hasher::new();
+        let mut piece = vec![0; 60_000];
+        let mut left = LENGTH;
+        while left > 0 {
+            let length = piece.len().min(left);
+            pattern.fill(&mut piece[..length]);
+            checksum.update(&piece[..length]);
+            writing.write_all(&piece[..length]).await.unwrap();
+            left -= length;
+        }
+        (writing, checksum.finalize())
+    });
+    let mut pattern = Pattern::new(FROM_GUEST);
+    let mut piece = vec![0; 60_000];
+    let mut left = LENGTH;
+    while left > 0 {
+        let length = piece.len().min(left);
+        let read = reading.read(&mut piece[..length]).await.unwrap();
+        assert_ne!(read, 0, "the guest ended {left} bytes too early");
+        pattern.check(&piece[..read]).expect("the guest's bytes");
+        left -= read;
+    }
+
+    let (mut writing, checksum) = sender.await.unwrap();
+    assert_eq!(reading.read_u64_le().await.unwrap(), LENGTH as u64);
+    assert_eq!(reading.read_u32_le().await.unwrap(), checksum);
+    assert_eq!(reading.read_u32_le().await.unwrap(), 1, "the guest's check");
+    writing.write_u8(0).await.unwrap();
+    assert_eq!(reading.read(&mut [0; 8]).await.unwrap(), 0);
+    drop((reading, writing));
+    vm.ended().await;
+}
+
+async fn late_open() {
+    let (mut stream, port) = AgentStream::new().unwrap();
+    let sent = generate(FROM_HOST, MIB);
+    // All of it is in the ring before there is even a VM.
+    stream.write_all(&sent).await.unwrap();
+    let mut vm = Vm::boot("late-open", port);
+    let mut received = vec![0; sent.len()];
+    stream.read_exact(&mut received).await.unwrap();
+    assert!(received == sent);
+    drop(stream);
+    vm.ended().await;
+}
+
+/// Every byte that krun handed over is read, though the guest powered off right after its last
+/// write. What it had still queued is lost: that is krun's to change.
+async fn last_words() {
+    const LENGTH: usize = 4 * MIB;
+    let (mut stream, port) = AgentStream::new().unwrap();
+    let mut vm = Vm::boot("last-words", port);
+    stream.write_u64_le(LENGTH as u64).await.unwrap();
+    let mut received = Vec::new();
+    stream.read_to_end(&mut received).await.unwrap();
+
+    let handed_over = vm.calls.written.load(Ordering::SeqCst);
+    println!(
+        "{} of {LENGTH} bytes, all that krun handed over",
+        received.len()
+    );
+    assert_eq!(received.len() as u64, handed_over);
+    assert!(generate(FROM_GUEST, LENGTH).starts_with(&received));
+    // 32 descriptors of 32 KiB, krun's default queue.
+    assert!(received.len() >= LENGTH - MIB, "only {}", received.len());
+    assert_eq!(
+        stream.write(b"x").await.unwrap_err().kind(),
+        io::ErrorKind::BrokenPipe
+    );
+    drop(stream);
+    vm.ended().await;
+}
+
+async fn exit_after_quiesce() {
+    let (mut stream, port) = Options::new().capacity(64 * 1024).create().unwrap();
+    let handle = port.handle();
+    let mut vm = Vm::boot("flood", port);
+    stream.read_u8().await.unwrap();
+    // The ring is full; nothing is read meanwhile, so this wait has no end of its own.
+    vm.calls.tx_waits.notified().await;
+
+    handle.quiesce();
+    vm.exit.trigger();
+    // What got through is there, in order, and then the end.
+    let mut received = Vec::new();
+    stream.read_to_end(&mut received).await.unwrap();
+    assert!(received.len() >= 64 * 1024 - 1);
+    assert!(generate(FROM_GUEST, received.len() + 1)[1..] == received);
+    let handed_over = vm.calls.written.load(Ordering::SeqCst);
+    assert_eq!(handed_over, 1 + received.len() as u64 + handle.discarded());
+    drop(stream);
+    vm.ended().await;
+}
+
+async fn exit_after_drop() {
+    let (mut stream, port) = Options::new().capacity(64 * 1024).create().unwrap();
+    let mut vm = Vm::boot("flood", port);
+    stream.read_u8().await.unwrap();
+    // The ring is full; nothing is read meanwhile, so this wait has no end of its own.
+    vm.calls.tx_waits.notified().await;
+
+    drop(stream);
+    vm.exit.trigger();
+    vm.ended().await;
+}
+
+/// What Linux says of krun's TX thread.
+fn tx_status(calls: &Calls, field: &str) -> String {
+    let thread = calls.tx_thread.load(Ordering::Relaxed);
+    let status = fs::read_to_string(format!("/proc/self/task/{thread}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with(field));
+    line.unwrap()[field.len()..].trim().to_owned()
+}
+
+/// How often krun's TX thread has gone to sleep, or been put off.
+fn tx_switches(calls: &Calls) -> (String, String) {
+    (
+        tx_status(calls, "voluntary_ctxt_switches:"),
+        tx_status(calls, "nonvoluntary_ctxt_switches:"),
+    )
+}
+
+async fn stall() {
+    const LENGTH: usize = 8 * MIB;
+    let (mut stream, port) = AgentStream::new().unwrap();
+    let mut vm = Vm::boot("stall", port);
+    stream.write_u8(0).await.unwrap();
+    // The ring is full; nothing is read meanwhile, so this is its only wait.
+    vm.calls.tx_waits.notified().await;
+    while !tx_status(&vm.calls, "State:").starts_with('S') {
+        tokio::task::yield_now().await;
+    }
+
+    let calls = || vm.calls.writes.load(Ordering::SeqCst);
+    let before = (tx_switches(&vm.calls), calls());
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let after = (tx_switches(&vm.calls), calls());
+    assert_eq!(after, before, "krun's TX thread ran while the host stalled");
+
+    let mut received = vec![0; LENGTH];
+    stream.read_exact(&mut received).await.unwrap();
+    assert!(received == generate(FROM_GUEST, LENGTH));
+    assert_eq!(stream.read_u64_le().await.unwrap(), LENGTH as u64);
+    let checksum = crc32fast::hash(&received);
+    assert_eq!(stream.read_u32_le().await.unwrap(), checksum);
+    let longest = stream.read_u32_le().await.unwrap();
+    println!("the guest's longest write took {longest} ms");
+    stream.write_u8(0).await.unwrap();
+    assert_eq!(stream.read(&mut [0; 8]).await.unwrap(), 0);
+    drop(stream);
+    vm.ended().await;
+}

@@ -1,0 +1,129 @@
+//! Booting a microVM with the agent in it, and seeing how it ends.
+
+use std::env;
+use std::io;
+use std::os::fd::RawFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use msb_krun::{ConsolePortBackend, ExitHandle, VmBuilder};
+use tokio::sync::{Notify, mpsc};
+use tokio_krun::{AgentConsoleBackend, AgentPort};
+
+/// Where libkrunfw, the guest's kernel, is.
+const KERNEL: &str = "KRUNFW";
+/// The folder that is the guest's root, with the agent as `/init`.
+const ROOT: &str = "GUEST_ROOT";
+
+/// What keeps a VM from being booted here, if anything does.
+pub(crate) fn missing() -> Option<String> {
+    [KERNEL, ROOT]
+        .into_iter()
+        .find(|name| env::var_os(name).is_none())
+        .map(|name| format!("{name} is not set"))
+}
+
+pub(crate) struct Vm {
+    pub(crate) exit: ExitHandle,
+    pub(crate) calls: Arc<Calls>,
+    ended: mpsc::UnboundedReceiver<i32>,
+}
+
+/// What krun's threads have done to the port.
+#[derive(Default)]
+pub(crate) struct Calls {
+    /// Bytes that krun handed over.
+    pub(crate) written: AtomicU64,
+    pub(crate) writes: AtomicU64,
+    /// A wait for room has begun.
+    pub(crate) tx_waits: Notify,
+    /// The number of krun's TX thread, once it has written.
+    pub(crate) tx_thread: AtomicU32,
+}
+
+impl Vm {
+    /// Boots a VM whose agent plays `scenario` over `port`.
+    pub(crate) fn boot(scenario: &str, port: AgentPort) -> Self {
+        let (say, ended) = mpsc::unbounded_channel();
+        let calls = Arc::new(Calls::default());
+        let vm = VmBuilder::new()
+            .machine(|machine| machine.vcpus(1).memory_mib(256))
+            .kernel(|kernel| {
+                let path = env::var_os(KERNEL).expect("checked by `missing`");
+                kernel.krunfw_path(path).init_path("/init")
+            })
+            .fs(|fs| fs.root(env::var_os(ROOT).expect("checked by `missing`")))
+            .exec(|exec| exec.path("/init").args([scenario]))
+            .on_exit(port.exit_hook(Duration::from_secs(60)))
+            .on_exit(move |code| {
+                // The test now ends the process itself.
+                let _ = say.send(code);
+                thread::sleep(Duration::from_secs(60));
+            })
+            .console(|console| {
+                let backend = Counted {
+                    backend: port.into_backend(),
+                    calls: Arc::clone(&calls),
+                };
+                console
+                    .disable_implicit()
+                    .custom("agent", Box::new(backend))
+            })
+            .build()
+            .expect("the VM can be built");
+        let exit = vm.exit_handle();
+        thread::spawn(move || {
+            let error = vm.enter().expect_err("it does not return");
+            panic!("the VM cannot be entered: {error}");
+        });
+        Self { exit, calls, ended }
+    }
+
+    /// Waits until krun has stopped the port and run the exit observers, and would end the
+    /// process.
+    pub(crate) async fn ended(&mut self) {
+        let code = self
+            .ended
+            .recv()
+            .await
+            .expect("the VM's thread has panicked");
+        assert_eq!(code, 0, "the VM's exit code");
+    }
+}
+
+/// The port's backend, with each call counted.
+struct Counted {
+    backend: AgentConsoleBackend,
+    calls: Arc<Calls>,
+}
+
+impl ConsolePortBackend for Counted {
+    fn read(&self, buf: &mut [u8]) -> io::Result<usize> {
+        self.backend.read(buf)
+    }
+
+    fn write(&self, buf: &[u8]) -> io::Result<usize> {
+        let this = rustix::thread::gettid()
+            .as_raw_nonzero()
+            .get()
+            .unsigned_abs();
+        self.calls.tx_thread.store(this, Ordering::Relaxed);
+        self.calls.writes.fetch_add(1, Ordering::Relaxed);
+        let written = self.backend.write(buf)?;
+        self.calls
+            .written
+            .fetch_add(written as u64, Ordering::SeqCst);
+        Ok(written)
+    }
+
+    fn read_wake_fd(&self) -> RawFd {
+        self.backend.read_wake_fd()
+    }
+
+    fn wait_until_writable(&self) {
+        self.calls.tx_waits.notify_one();
+        self.backend.wait_until_writable();
+    }
+}
