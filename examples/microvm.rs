@@ -29,9 +29,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .build()?;
     thread::spawn(move || {
         // It returns only if the VM cannot be started; that drops the port and ends the stream.
-        if let Err(error) = vm.enter() {
-            eprintln!("the VM did not start: {error}");
-        }
+        let Err(error) = vm.enter();
+        eprintln!("the VM did not start: {error}");
     });
 
     let mut lines = Framed::new(stream, LinesCodec::new());

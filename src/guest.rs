@@ -182,12 +182,14 @@ impl Drop for Machine {
 /// [open](Guest::open) it again.
 ///
 /// - A write is complete when it is in the virtqueue. At most 32 descriptors fit; more wait.
-/// - [`flush`](tokio::io::AsyncWriteExt::flush) waits until the host's end has taken them all. No
+/// - [`flush`] waits until the host's end has taken them all. No
 ///   call in a Linux guest does that.
 /// - Once the host has hung up, reads give what is left and then the end of the file, and writes
 ///   never complete, as blocking writes in a Linux guest.
 ///
 /// It needs no runtime: `futures::executor::block_on` drives it as well.
+///
+/// [`flush`]: https://docs.rs/tokio/1/tokio/io/trait.AsyncWriteExt.html#method.flush
 #[derive(Debug)]
 pub struct GuestPort {
     machine: Arc<Machine>,

@@ -25,7 +25,7 @@ use crate::sys::HostWait;
 ///
 /// | event | the stream | the guest |
 /// | --- | --- | --- |
-/// | [`shutdown`](tokio::io::AsyncWriteExt::shutdown) | writes fail with `BrokenPipe`, reads go on | reads everything written before, and is told nothing |
+/// | [`shutdown`] | writes fail with `BrokenPipe`, reads go on | reads everything written before, and is told nothing |
 /// | [`hang_up`](Self::hang_up) | writes fail with `BrokenPipe`, reads go on | reads everything written before, then the end of the file; from then on its own writes block |
 /// | dropped | – | as with `hang_up` (unless [turned off](Options::hang_up_on_drop)); what it writes is discarded and [counted](crate::PortHandle::discarded) |
 /// | the guest powers off | reads what is left, then the end of the file; writes fail with `BrokenPipe` | – |
@@ -41,7 +41,7 @@ use crate::sys::HostWait;
 /// # Flushing
 ///
 /// A write is complete when its bytes are in the ring, from where the VM's own thread takes them,
-/// so [`flush`](tokio::io::AsyncWriteExt::flush) has nothing to do. It does not say that the guest
+/// so [`flush`] has nothing to do. It does not say that the guest
 /// has read them, nor even opened its port; bytes written before that are kept for it.
 ///
 /// # Runtimes
@@ -52,8 +52,8 @@ use crate::sys::HostWait;
 ///
 /// # Cancel safety
 ///
-/// Reads and writes are as cancel-safe as tokio's own: [`read`](tokio::io::AsyncReadExt::read) and
-/// [`write`](tokio::io::AsyncWriteExt::write) that are dropped while they wait have read or written
+/// Reads and writes are as cancel-safe as tokio's own: [`read`] and
+/// [`write`] that are dropped while they wait have read or written
 /// nothing.
 ///
 /// # Examples
@@ -72,6 +72,11 @@ use crate::sys::HostWait;
 /// assert_eq!(&greeting, b"hello");
 /// # Ok(()) }
 /// ```
+///
+/// [`shutdown`]: https://docs.rs/tokio/1/tokio/io/trait.AsyncWriteExt.html#method.shutdown
+/// [`flush`]: https://docs.rs/tokio/1/tokio/io/trait.AsyncWriteExt.html#method.flush
+/// [`read`]: https://docs.rs/tokio/1/tokio/io/trait.AsyncReadExt.html#method.read
+/// [`write`]: https://docs.rs/tokio/1/tokio/io/trait.AsyncWriteExt.html#method.write
 #[derive(Debug)]
 pub struct AgentStream {
     shared: Arc<ConsoleSharedState>,
