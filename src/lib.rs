@@ -67,19 +67,28 @@
 #![warn(missing_docs, unreachable_pub)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod chunks;
 mod error;
 #[cfg(feature = "test-util")]
 #[cfg_attr(docsrs, doc(cfg(feature = "test-util")))]
 pub mod guest;
+mod host;
+mod methods;
 mod options;
 mod port;
 mod shared;
+mod split;
+mod stats;
 mod stream;
 mod sync;
 mod sys;
+mod trace;
 
+pub use chunks::{Chunks, ReadChunks, WriteChunks};
 pub use error::Error;
 pub use options::Options;
 pub use port::{AgentPort, PortHandle};
+pub use split::{OwnedReadHalf, OwnedWriteHalf, ReadHalf, ReuniteError, WriteHalf};
+pub use stats::{RingStats, Stats};
 pub use stream::AgentStream;
 pub use sys::AgentConsoleBackend;

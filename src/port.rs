@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::shared::ConsoleSharedState;
+use crate::stats::Stats;
 use crate::sys::AgentConsoleBackend;
 
 /// The other end of an [`AgentStream`](crate::AgentStream), to be attached to a VM.
@@ -84,7 +85,8 @@ impl AgentPort {
     ///
     /// # Examples
     ///
-    /// ```no_run
+    #[cfg_attr(feature = "msb_krun", doc = "```no_run")]
+    #[cfg_attr(not(feature = "msb_krun"), doc = "```ignore")]
     /// use std::time::Duration;
     ///
     /// use msb_krun::VmBuilder;
@@ -126,7 +128,7 @@ impl PortHandle {
     ///
     /// While it is quiesced, what the guest writes is taken up to twice the
     /// [capacity](crate::Options::capacity), and what is more is discarded and
-    /// [counted](Self::discarded). A VM whose vCPUs are paused first has at most what is left in
+    /// [counted](crate::RingStats::discarded). A VM whose vCPUs are paused first has at most what is left in
     /// its queue to write: with krun's default queue of 32 descriptors and the default capacity of
     /// 1 MiB, a Linux guest's bytes all find room, and nothing is lost.
     pub fn quiesce(&self) {
@@ -138,9 +140,8 @@ impl PortHandle {
         self.shared.set_quiesced(false);
     }
 
-    /// How many bytes of the guest's nobody will read: those left, or written after, when the
-    /// stream was dropped, and those that found no room while quiesced.
-    pub fn discarded(&self) -> u64 {
-        self.shared.tx_discarded()
+    /// What the rings have done so far.
+    pub fn stats(&self) -> Stats {
+        self.shared.stats()
     }
 }

@@ -1,18 +1,19 @@
 //! The host's end: a stream like any other of tokio's.
 
 use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::task::coop;
+use bytes::Bytes;
 
 use crate::error::Error;
+use crate::host::Host;
+use crate::methods::{
+    common_methods, impl_as_host, impl_read, impl_write, read_methods, write_methods,
+};
 use crate::options::Options;
 use crate::port::AgentPort;
 use crate::shared::ConsoleSharedState;
-use crate::sys::HostWait;
+use crate::split::{self, OwnedReadHalf, OwnedWriteHalf, ReadHalf, WriteHalf};
 
 /// A stream of bytes to and from the agent in a microVM.
 ///
@@ -27,7 +28,7 @@ use crate::sys::HostWait;
 /// | --- | --- | --- |
 /// | [`shutdown`] | writes fail with `BrokenPipe`, reads go on | reads everything written before, and is told nothing |
 /// | [`hang_up`](Self::hang_up) | writes fail with `BrokenPipe`, reads go on | reads everything written before, then the end of the file; from then on its own writes block |
-/// | dropped | – | as with `hang_up` (unless [turned off](Options::hang_up_on_drop)); what it writes is discarded and [counted](crate::PortHandle::discarded) |
+/// | dropped | – | as with `hang_up` (unless [turned off](Options::hang_up_on_drop)); what it writes is discarded and [counted](crate::RingStats::discarded) |
 /// | the guest powers off | reads what is left, then the end of the file; writes fail with `BrokenPipe` | – |
 /// | the VM or the port is dropped | the same | – |
 ///
@@ -79,10 +80,9 @@ use crate::sys::HostWait;
 /// [`write`]: https://docs.rs/tokio/1/tokio/io/trait.AsyncWriteExt.html#method.write
 #[derive(Debug)]
 pub struct AgentStream {
-    shared: Arc<ConsoleSharedState>,
-    readable: HostWait,
-    writable: HostWait,
-    hang_up_on_drop: bool,
+    host: Host,
+    /// What `poll_fill_buf` has shown last: a handle that keeps it alive.
+    peeked: Bytes,
 }
 
 impl AgentStream {
@@ -106,90 +106,38 @@ impl AgentStream {
         shared: Arc<ConsoleSharedState>,
         hang_up_on_drop: bool,
     ) -> io::Result<Self> {
-        Ok(Self {
-            readable: HostWait::register(&shared, |shared| &shared.tx_data)?,
-            writable: HostWait::register(&shared, |shared| &shared.rx_room)?,
-            shared,
-            hang_up_on_drop,
-        })
+        Host::register(shared, hang_up_on_drop).map(Self::from_host)
     }
 
-    /// Hangs up: the guest reads everything that was written and then the end of the file, for
-    /// good. Returns at once; further writes fail with [`BrokenPipe`](io::ErrorKind::BrokenPipe).
+    pub(crate) fn from_host(host: Host) -> Self {
+        Self {
+            host,
+            peeked: Bytes::new(),
+        }
+    }
+
+    fn host(&self) -> &Host {
+        &self.host
+    }
+
+    /// Splits the stream into a half to read and a half to write, for two tasks' work within one
+    /// task, such as in `tokio::join!`. Dropping them changes nothing.
+    pub fn split(&mut self) -> (ReadHalf<'_>, WriteHalf<'_>) {
+        (ReadHalf::new(&self.host), WriteHalf::new(&self.host))
+    }
+
+    /// Splits the stream into two halves of its own, for two tasks.
     ///
-    /// Reads go on, but the guest's kernel lets it write no more: a blocking write in the guest
-    /// does not return. A conversation is ended without that by `shutdown`, or by the two ends'
-    /// own protocol.
-    pub fn hang_up(&mut self) {
-        self.shared.host_hang_up();
+    /// Dropping one of them is an end of its own: see [`OwnedReadHalf`] and [`OwnedWriteHalf`].
+    pub fn into_split(self) -> (OwnedReadHalf, OwnedWriteHalf) {
+        split::into_split(self.host)
     }
 
-    fn poll_wait_for<T>(
-        wait: &HostWait,
-        cx: &mut Context<'_>,
-        mut look: impl FnMut() -> Option<T>,
-    ) -> Poll<io::Result<T>> {
-        // A read that finds something is progress and costs budget, so that a side that always
-        // finds something gives way to other tasks at times.
-        let budget = ready!(coop::poll_proceed(cx));
-        loop {
-            if let Some(found) = look() {
-                budget.made_progress();
-                return Poll::Ready(Ok(found));
-            }
-            ready!(wait.poll(cx))?;
-        }
-    }
+    common_methods!();
+    read_methods!();
+    write_methods!();
 }
 
-impl AsyncRead for AgentStream {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let limit = buf.remaining();
-        if limit == 0 {
-            return Poll::Ready(Ok(()));
-        }
-        let shared = &self.shared;
-        let look = || {
-            shared
-                .tx_data
-                .look(|| shared.host_read(limit, |bytes| buf.put_slice(bytes)))
-        };
-        Self::poll_wait_for(&self.readable, cx, look).map_ok(|_| ())
-    }
-}
-
-impl AsyncWrite for AgentStream {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let shared = &self.shared;
-        let look = || shared.rx_room.look(|| shared.host_write(buf));
-        Self::poll_wait_for(&self.writable, cx, look).map(|result| result?)
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.shared.host_shut_down();
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl Drop for AgentStream {
-    fn drop(&mut self) {
-        if self.hang_up_on_drop {
-            self.shared.host_hang_up();
-        } else {
-            self.shared.host_shut_down();
-        }
-        self.shared.host_stop_reading();
-    }
-}
+impl_as_host!(AgentStream);
+impl_read!(AgentStream);
+impl_write!(AgentStream);

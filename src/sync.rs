@@ -65,5 +65,13 @@ mod model {
         pub(crate) fn pop(&self) -> Option<T> {
             self.items.lock().unwrap().pop_front()
         }
+
+        pub(crate) fn len(&self) -> usize {
+            self.items.lock().unwrap().len()
+        }
+
+        pub(crate) fn capacity(&self) -> usize {
+            self.capacity
+        }
     }
 }

@@ -229,14 +229,18 @@ async fn rule_7_when_the_host_has_gone_writes_are_discarded_and_counted() {
     let handle = port.handle();
     let backend = port.into_backend();
     assert_eq!(backend.write(&[1; 100]).unwrap(), 100);
-    assert_eq!(handle.discarded(), 0);
+    assert_eq!(handle.stats().tx.discarded, 0);
     drop(stream);
-    assert_eq!(handle.discarded(), 100, "what was unread when it went");
+    assert_eq!(
+        handle.stats().tx.discarded,
+        100,
+        "what was unread when it went"
+    );
     for _ in 0..10 {
         assert_eq!(backend.write(&[1; SMALL]).unwrap(), SMALL);
     }
     assert_eq!(backend.write(&[1; 5 * SMALL]).unwrap(), 5 * SMALL);
-    assert_eq!(handle.discarded(), 100 + 15 * SMALL as u64);
+    assert_eq!(handle.stats().tx.discarded, 100 + 15 * SMALL as u64);
 }
 
 #[tokio::test]
@@ -328,12 +332,12 @@ async fn rule_10_quiesce_lets_the_waiting_write_through_and_loses_nothing() {
         });
         handle.quiesce();
         assert_eq!(krun.join().unwrap(), 1000);
-        assert_eq!(handle.discarded(), 0);
+        assert_eq!(handle.stats().tx.discarded, 0);
 
         // Up to twice the capacity, and no further, is kept.
         assert_eq!(backend.write(&[9; SMALL - 1000]).unwrap(), SMALL - 1000);
         assert_eq!(backend.write(&[9; 10]).unwrap(), 10);
-        assert_eq!(handle.discarded(), 10);
+        assert_eq!(handle.stats().tx.discarded, 10);
 
         handle.resume();
         assert!(is_would_block(&backend.write(&[8; 1])));

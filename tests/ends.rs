@@ -82,7 +82,7 @@ async fn dropping_the_stream_hangs_up_and_discards_what_the_guest_writes() {
         // Linux' driver lets no more out after the hang-up; until then writes are discarded.
         agent.read_to_end(&mut received).await.unwrap();
         assert_eq!(received, b"goodbye");
-        assert_eq!(handle.discarded(), 0);
+        assert_eq!(handle.stats().tx.discarded, 0);
     })
     .await;
 }
@@ -105,7 +105,7 @@ async fn dropping_without_hanging_up_discards_and_counts_and_tells_the_guest_not
         let written = 4 << 20;
         agent.write_all(&vec![1; written]).await.unwrap();
         agent.flush().await.unwrap();
-        assert_eq!(handle.discarded(), written as u64);
+        assert_eq!(handle.stats().tx.discarded, written as u64);
         agent.read_exact(&mut [0; 7]).await.unwrap();
         assert_pending!(tokio_test::task::spawn(agent.read_u8()).poll());
     })

@@ -1,5 +1,7 @@
 //! A gate together with what wakes its sleeper.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use super::gate::Gate;
 
 /// Wakes one side, from any thread, without waiting.
@@ -12,6 +14,7 @@ pub(crate) trait Wake {
 pub(crate) struct Signal<W> {
     gate: Gate,
     wake: W,
+    signals: AtomicU64,
 }
 
 impl<W: Wake> Signal<W> {
@@ -19,6 +22,7 @@ impl<W: Wake> Signal<W> {
         Self {
             gate: Gate::new(),
             wake,
+            signals: AtomicU64::new(0),
         }
     }
 
@@ -43,7 +47,13 @@ impl<W: Wake> Signal<W> {
     /// To be called after a change that the other side may be waiting for.
     pub(crate) fn notify(&self) {
         if self.gate.open() {
+            self.signals.fetch_add(1, Ordering::Relaxed);
             self.wake.signal();
         }
+    }
+
+    /// How often the sleeper was woken.
+    pub(crate) fn signals(&self) -> u64 {
+        self.signals.load(Ordering::Relaxed)
     }
 }

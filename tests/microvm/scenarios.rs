@@ -193,7 +193,10 @@ async fn exit_after_quiesce() {
     assert!(received.len() >= 64 * 1024 - 1);
     assert!(generate(FROM_GUEST, received.len() + 1)[1..] == received);
     let handed_over = vm.calls.written.load(Ordering::SeqCst);
-    assert_eq!(handed_over, 1 + received.len() as u64 + handle.discarded());
+    assert_eq!(
+        handed_over,
+        1 + received.len() as u64 + handle.stats().tx.discarded
+    );
     drop(stream);
     vm.ended().await;
 }

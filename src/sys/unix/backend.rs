@@ -69,6 +69,7 @@ impl AgentConsoleBackend {
     ///
     /// [`WouldBlock`](io::ErrorKind::WouldBlock) if there are none now, or if `buf` is empty.
     pub fn read(&self, buf: &mut [u8]) -> io::Result<usize> {
+        self.shared.guest_calls();
         if buf.is_empty() {
             // Rule 1. And rule 3: the descriptor must not stay readable, for krun would come back
             // at once with the same empty buffer.
@@ -116,6 +117,7 @@ impl AgentConsoleBackend {
     /// [`WouldBlock`](io::ErrorKind::WouldBlock) if there is no room for them, or if `buf` is
     /// empty.
     pub fn write(&self, buf: &[u8]) -> io::Result<usize> {
+        self.shared.guest_calls();
         self.shared
             .guest_write(buf)
             .ok_or_else(|| io::ErrorKind::WouldBlock.into())

@@ -37,11 +37,20 @@ impl HostWait {
     }
 
     /// Ready once there has been a signal since the last time this was ready; it may also be
-    /// ready without one. The error is that of a runtime that has shut down.
+    /// ready without one. Wakes the last task that polled. The error is that of a runtime that has
+    /// shut down.
     pub(crate) fn poll(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut guard = ready!(self.0.poll_read_ready(cx))?;
         guard.clear_ready();
         Poll::Ready(Ok(()))
+    }
+}
+
+impl HostWait {
+    /// The same for any number of tasks at once: each is woken.
+    pub(crate) async fn wait(&self) -> io::Result<()> {
+        self.0.readable().await?.clear_ready();
+        Ok(())
     }
 }
 

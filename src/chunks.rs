@@ -1,0 +1,158 @@
+//! The stream by chunks: `Bytes` in and out, without a copy.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use futures_core::Stream;
+use futures_sink::Sink;
+
+use crate::host::Host;
+
+pin_project_lite::pin_project! {
+    /// A stream by chunks: a [`Stream`] of what the guest sends and a [`Sink`] of [`Bytes`] for
+    /// it, without copying them.
+    ///
+    /// It wraps an [`AgentStream`](crate::AgentStream), a half of it, or a mutable borrow of
+    /// either. Chunks follow the order of the byte stream: what is read or written through the
+    /// wrapped stream before or after comes before or after.
+    ///
+    /// # Reading
+    ///
+    /// Each item is what one of the ring's chunks has left, so its size says nothing of the
+    /// guest's writes. It is the ring's own storage, lent out: until it, and each clone and slice
+    /// of it, is dropped, its bytes count against the [capacity](crate::Options::capacity). So
+    /// holding chunks never makes the ring grow; hold them all, and the guest waits. Less than half
+    /// a chunk is copied instead, so as not to keep a whole one; such bytes are the holder's own.
+    ///
+    /// # Writing
+    ///
+    /// [`Bytes`] go into the ring as they are, in pieces if there is not enough room, and are
+    /// dropped when the guest has taken them. Less than half a chunk is copied instead, so that
+    /// small items share a slot. Flushing waits until the item is in the ring; see
+    /// [Flushing](crate::AgentStream#flushing).
+    ///
+    /// # Cancel safety
+    ///
+    /// `StreamExt::next` is cancel safe: no chunk is lost. A cancelled `SinkExt::send` leaves the
+    /// item in this adapter, or in the ring: it is sent with the next item or flush. Dropping the
+    /// adapter drops an item that is not in the ring yet.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use bytes::Bytes;
+    /// use futures::{SinkExt, StreamExt};
+    /// use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    /// use tokio_krun::{AgentStream, Chunks, guest::Guest};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+    /// let (stream, port) = AgentStream::new()?;
+    /// let mut agent = Guest::boot(port).open()?;
+    /// let mut chunks = Chunks::new(stream);
+    ///
+    /// agent.write_all(b"from the guest").await?;
+    /// assert_eq!(chunks.next().await.unwrap()?, "from the guest");
+    ///
+    /// chunks.send(Bytes::from_static(b"from the host")).await?;
+    /// let mut received = [0; 13];
+    /// agent.read_exact(&mut received).await?;
+    /// # Ok(()) }
+    /// ```
+    #[derive(Debug)]
+    pub struct Chunks<S> {
+        stream: S,
+        // Not yet in the ring.
+        pending: Bytes,
+    }
+}
+
+impl<S> Chunks<S> {
+    /// Takes `stream` by chunks.
+    pub fn new(stream: S) -> Self {
+        Self {
+            stream,
+            pending: Bytes::new(),
+        }
+    }
+
+    /// The stream inside.
+    pub fn get_ref(&self) -> &S {
+        &self.stream
+    }
+
+    /// The stream inside. An item that waits to be sent comes after what is written there.
+    pub fn get_mut(&mut self) -> &mut S {
+        &mut self.stream
+    }
+
+    /// Gives the stream back. An item that was not flushed is lost.
+    pub fn into_inner(self) -> S {
+        self.stream
+    }
+}
+
+/// What can be read by chunks: [`AgentStream`](crate::AgentStream), its reading halves, and mutable
+/// borrows of them. Sealed.
+pub trait ReadChunks: sealed::AsHost {}
+
+/// What can be written by chunks: [`AgentStream`](crate::AgentStream), its writing halves, and
+/// mutable borrows of them. Sealed.
+pub trait WriteChunks: sealed::AsHost {}
+
+impl<S: ReadChunks + ?Sized> ReadChunks for &mut S {}
+impl<S: WriteChunks + ?Sized> WriteChunks for &mut S {}
+
+pub(crate) mod sealed {
+    use super::Host;
+
+    /// What has a host's end.
+    pub trait AsHost {
+        #[doc(hidden)]
+        fn as_host(&self) -> &Host;
+    }
+
+    impl<S: AsHost + ?Sized> AsHost for &mut S {
+        fn as_host(&self) -> &Host {
+            (**self).as_host()
+        }
+    }
+}
+
+impl<S: ReadChunks> Stream for Chunks<S> {
+    type Item = io::Result<Bytes>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let bytes = ready!(self.stream.as_host().poll_read_bytes(cx))?;
+        Poll::Ready(Some(bytes).filter(|bytes| !bytes.is_empty()).map(Ok))
+    }
+}
+
+impl<S: WriteChunks> Sink<Bytes> for Chunks<S> {
+    type Error = io::Error;
+
+    fn poll_ready(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_flush(cx)
+    }
+
+    fn start_send(self: Pin<&mut Self>, item: Bytes) -> io::Result<()> {
+        *self.project().pending = item;
+        Ok(())
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.project();
+        while !this.pending.is_empty() {
+            ready!(this.stream.as_host().poll_write_bytes(cx, this.pending))?;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Flushes, and shuts the stream down for writing, without hanging up.
+    fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.as_mut().poll_flush(cx))?;
+        self.stream.as_host().shared().host_shut_down();
+        Poll::Ready(Ok(()))
+    }
+}

@@ -1,0 +1,292 @@
+//! What the stream and its halves share: every way of reading, writing and waiting, once.
+
+use std::future::{Future, poll_fn};
+use std::io::{self, IoSlice, IoSliceMut};
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::{BufMut, Bytes};
+use tokio::io::{Interest, ReadBuf, Ready};
+use tokio::task::coop;
+
+use crate::error::Error;
+use crate::shared::ConsoleSharedState;
+use crate::sys::HostWait;
+
+/// The host's end. Dropping it is the end of the stream and of each of its halves.
+#[derive(Debug)]
+#[allow(
+    unreachable_pub,
+    reason = "a sealed trait shows it; no one can name it"
+)]
+pub struct Host {
+    shared: Arc<ConsoleSharedState>,
+    readable: HostWait,
+    writable: HostWait,
+    hang_up_on_drop: bool,
+}
+
+impl Host {
+    #[track_caller]
+    pub(crate) fn register(
+        shared: Arc<ConsoleSharedState>,
+        hang_up_on_drop: bool,
+    ) -> io::Result<Self> {
+        Ok(Self {
+            readable: HostWait::register(&shared, |shared| &shared.tx_data)?,
+            writable: HostWait::register(&shared, |shared| &shared.rx_room)?,
+            shared,
+            hang_up_on_drop,
+        })
+    }
+
+    pub(crate) fn shared(&self) -> &ConsoleSharedState {
+        &self.shared
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        if self.hang_up_on_drop {
+            self.shared.host_hang_up();
+        } else {
+            self.shared.host_shut_down();
+        }
+        self.shared.host_stop_reading();
+    }
+}
+
+/// One look each. `None` is nothing yet, with the signal armed that will come.
+impl Host {
+    fn read(&self, limit: usize, mut sink: impl FnMut(&[u8])) -> Option<usize> {
+        let shared = &self.shared;
+        shared.tx_data.look(|| shared.host_read(limit, &mut sink))
+    }
+
+    fn write(&self, sources: &[IoSlice<'_>]) -> Option<io::Result<usize>> {
+        let shared = &self.shared;
+        shared.rx_room.look(|| shared.host_write(sources))
+    }
+
+    fn is_readable(&self) -> Option<bool> {
+        let shared = &self.shared;
+        shared.tx_data.look(|| shared.host_is_readable())
+    }
+
+    fn is_writable(&self) -> Option<bool> {
+        let shared = &self.shared;
+        shared.rx_room.look(|| shared.host_is_writable())
+    }
+}
+
+/// Polls until a look finds something, and costs the task some of its budget when it does: a side
+/// that always finds something gives way to other tasks at times.
+fn poll_found<T>(
+    wait: &HostWait,
+    cx: &mut Context<'_>,
+    mut look: impl FnMut() -> Option<T>,
+) -> Poll<io::Result<T>> {
+    let budget = ready!(coop::poll_proceed(cx));
+    loop {
+        if let Some(found) = look() {
+            budget.made_progress();
+            return Poll::Ready(Ok(found));
+        }
+        ready!(wait.poll(cx))?;
+    }
+}
+
+/// The same for any number of tasks at once.
+async fn found<T>(wait: &HostWait, mut look: impl FnMut() -> Option<T>) -> io::Result<T> {
+    loop {
+        let budget = poll_fn(coop::poll_proceed).await;
+        if let Some(found) = look() {
+            budget.made_progress();
+            return Ok(found);
+        }
+        drop(budget);
+        wait.wait().await?;
+    }
+}
+
+/// By polling: one task a direction, the last that polled.
+impl Host {
+    pub(crate) fn poll_read(
+        &self,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let limit = buf.remaining();
+        if limit == 0 {
+            return Poll::Ready(Ok(()));
+        }
+        poll_found(&self.readable, cx, || {
+            self.read(limit, |bytes| buf.put_slice(bytes))
+        })
+        .map_ok(|_| ())
+    }
+
+    pub(crate) fn poll_peek(&self, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
+        let shared = &self.shared;
+        poll_found(&self.readable, cx, || {
+            shared.tx_data.look(|| shared.host_peek())
+        })
+    }
+
+    /// No bytes at the end.
+    pub(crate) fn poll_read_bytes(&self, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
+        let shared = &self.shared;
+        poll_found(&self.readable, cx, || {
+            shared.tx_data.look(|| shared.host_read_bytes())
+        })
+    }
+
+    pub(crate) fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        poll_found(&self.readable, cx, || self.is_readable()).map_ok(|_| ())
+    }
+
+    pub(crate) fn poll_write(
+        &self,
+        cx: &mut Context<'_>,
+        sources: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        poll_found(&self.writable, cx, || self.write(sources)).map(|result| result?)
+    }
+
+    pub(crate) fn poll_write_bytes(
+        &self,
+        cx: &mut Context<'_>,
+        bytes: &mut Bytes,
+    ) -> Poll<io::Result<usize>> {
+        let shared = &self.shared;
+        poll_found(&self.writable, cx, || {
+            shared.rx_room.look(|| shared.host_write_bytes(bytes))
+        })
+        .map(|result| result?)
+    }
+
+    pub(crate) fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        poll_found(&self.writable, cx, || self.is_writable()).map_ok(|_| ())
+    }
+}
+
+/// At once or not at all.
+impl Host {
+    pub(crate) fn try_read(&self, buf: &mut [u8]) -> io::Result<usize> {
+        self.try_read_vectored(&mut [IoSliceMut::new(buf)])
+    }
+
+    pub(crate) fn try_read_buf<B: BufMut>(&self, buf: &mut B) -> io::Result<usize> {
+        let limit = buf.remaining_mut();
+        if limit == 0 {
+            return Ok(0);
+        }
+        self.shared
+            .host_read(limit, |bytes| buf.put_slice(bytes))
+            .ok_or_else(|| io::ErrorKind::WouldBlock.into())
+    }
+
+    pub(crate) fn try_read_vectored(&self, bufs: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+        let limit = bufs
+            .iter()
+            .fold(0, |sum: usize, buf| sum.saturating_add(buf.len()));
+        if limit == 0 {
+            return Ok(0);
+        }
+        let mut targets = bufs.iter_mut().map(|buf| &mut **buf);
+        let mut target: &mut [u8] = &mut [];
+        self.shared
+            .host_read(limit, |mut bytes| {
+                while !bytes.is_empty() {
+                    if target.is_empty() {
+                        // There is one: no more bytes come than `limit`.
+                        let Some(next) = targets.next() else { return };
+                        target = next;
+                    }
+                    let (now, later) = bytes.split_at(bytes.len().min(target.len()));
+                    let (filled, rest) = std::mem::take(&mut target).split_at_mut(now.len());
+                    filled.copy_from_slice(now);
+                    target = rest;
+                    bytes = later;
+                }
+            })
+            .ok_or_else(|| io::ErrorKind::WouldBlock.into())
+    }
+
+    pub(crate) fn try_write(&self, sources: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.shared
+            .host_write(sources)
+            .unwrap_or_else(|| Err(io::ErrorKind::WouldBlock.into()))
+    }
+}
+
+/// By waiting, any number of tasks at once.
+impl Host {
+    pub(crate) async fn ready(&self, interest: Interest) -> io::Result<Ready> {
+        loop {
+            let budget = poll_fn(coop::poll_proceed).await;
+            let ready = self.ready_now(interest);
+            if !ready.is_empty() {
+                budget.made_progress();
+                return Ok(ready);
+            }
+            drop(budget);
+            let mut readable = pin!(self.readable.wait());
+            let mut writable = pin!(self.writable.wait());
+            poll_fn(|cx| {
+                if interest.is_readable()
+                    && let Poll::Ready(result) = readable.as_mut().poll(cx)
+                {
+                    return Poll::Ready(result);
+                }
+                if interest.is_writable()
+                    && let Poll::Ready(result) = writable.as_mut().poll(cx)
+                {
+                    return Poll::Ready(result);
+                }
+                Poll::Pending
+            })
+            .await?;
+        }
+    }
+
+    fn ready_now(&self, interest: Interest) -> Ready {
+        let mut ready = Ready::EMPTY;
+        if interest.is_readable() {
+            match self.is_readable() {
+                Some(true) => ready |= Ready::READABLE,
+                Some(false) => ready |= Ready::READABLE | Ready::READ_CLOSED,
+                None => {}
+            }
+        }
+        if interest.is_writable() {
+            match self.is_writable() {
+                Some(true) => ready |= Ready::WRITABLE,
+                Some(false) => ready |= Ready::WRITABLE | Ready::WRITE_CLOSED,
+                None => {}
+            }
+        }
+        ready
+    }
+
+    pub(crate) async fn guest_opened(&self) -> io::Result<()> {
+        let shared = &self.shared;
+        let look = || shared.tx_data.look(|| shared.host_sees_guest());
+        if found(&self.readable, look).await? {
+            Ok(())
+        } else {
+            Err(Error::GuestGone.into())
+        }
+    }
+
+    pub(crate) async fn drained(&self) -> io::Result<()> {
+        let shared = &self.shared;
+        let position = shared.host_written();
+        let look = || {
+            shared.rx_room.arm();
+            shared.host_is_drained(position)
+        };
+        found(&self.writable, look).await?
+    }
+}

@@ -1,0 +1,95 @@
+//! The guest's end of the shared state. krun's threads call it, so nothing here panics.
+
+#![deny(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
+use std::io::IoSlice;
+use std::mem;
+
+use super::ConsoleSharedState;
+use super::ring::{Admit, Refused};
+use crate::sync::{Ordering, fence};
+
+impl ConsoleSharedState {
+    /// krun calls only once the guest has opened its port.
+    pub(crate) fn guest_calls(&self) {
+        if !self.guest_opened.load(Ordering::Relaxed)
+            && !self.guest_opened.swap(true, Ordering::Relaxed)
+        {
+            self.trace.lifecycle("the guest has opened its port");
+            self.tx_data.notify();
+        }
+    }
+
+    /// Fills `target` as far as there are bytes: `None` if there are none yet, `Some(0)` at the
+    /// end. `target` is not empty.
+    pub(crate) fn guest_read(&self, mut target: &mut [u8]) -> Option<usize> {
+        let read = self.rx_ring.read(target.len(), |bytes| {
+            // The ring hands out no more than it was asked for, so the target is never short.
+            if let Some((head, tail)) = mem::take(&mut target).split_at_mut_checked(bytes.len()) {
+                head.copy_from_slice(bytes);
+                target = tail;
+            }
+        })?;
+        // Pairs with the store in `host_hang_up`. A host that only shut down has not hung up.
+        if read == 0 && !self.hung_up.load(Ordering::Acquire) {
+            return None;
+        }
+        if self.passes_drain_mark() || self.rx_ring.is_worth_a_wake() {
+            self.rx_room.notify();
+        }
+        Some(read)
+    }
+
+    /// Whether a task waits for what has just been read; it sets its mark anew if it waits on.
+    fn passes_drain_mark(&self) -> bool {
+        // Pairs with the fence in `host_is_drained`.
+        fence(Ordering::SeqCst);
+        let mark = self.drain_mark.load(Ordering::Relaxed);
+        mark != u64::MAX
+            && self.rx_ring.is_read_to(mark)
+            // Not if a task has set a lower mark meanwhile: it has yet to look.
+            && self
+                .drain_mark
+                .compare_exchange(mark, u64::MAX, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok()
+    }
+
+    /// Copies all of `source` (of more than the ring holds, a ringful): `None` if there is no room
+    /// for that yet.
+    ///
+    /// An empty write never has room unless the guest is quiesced: krun would offer the same empty
+    /// descriptor again at once, for ever, so its thread is better asleep.
+    pub(crate) fn guest_write(&self, source: &[u8]) -> Option<usize> {
+        let quiesced = self.quiesced.load(Ordering::Relaxed);
+        if source.is_empty() {
+            self.tx_ring.want(u64::MAX);
+            return quiesced.then_some(0);
+        }
+        let admit = if quiesced { Admit::Over } else { Admit::Whole };
+        match self.tx_ring.write(&[IoSlice::new(source)], admit) {
+            Ok(written) => {
+                self.tx_data.notify();
+                Some(written)
+            }
+            Err(Refused::Full) => None,
+            Err(Refused::Closed | Refused::Abandoned) => {
+                self.tx_ring.discard(source.len());
+                Some(source.len())
+            }
+        }
+    }
+
+    /// Whether the write that [`guest_write`](Self::guest_write) last refused may now succeed.
+    pub(crate) fn guest_may_write(&self) -> bool {
+        self.quiesced.load(Ordering::Relaxed) || self.tx_ring.has_wanted_room()
+    }
+
+    /// The guest, or krun's end of the port, is gone: the host reads what is left and then the end.
+    pub(crate) fn guest_end(&self) {
+        self.trace.lifecycle("the guest has gone");
+        self.tx_ring.close();
+        self.tx_data.notify();
+        self.rx_ring.abandon();
+        self.rx_room.notify();
+    }
+}

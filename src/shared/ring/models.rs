@@ -1,0 +1,92 @@
+//! The ring, checked by loom: every order in which two threads may see its steps.
+
+use loom::sync::Arc;
+use loom::thread;
+
+use super::*;
+use std::io::IoSlice;
+
+fn write(ring: &Ring, bytes: &[u8]) -> Result<usize, Refused> {
+    ring.write(&[IoSlice::new(bytes)], Admit::Whole)
+}
+
+/// Reads until the end, yielding where a real reader would sleep.
+fn read_to_end(ring: &Ring, limit: usize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    loop {
+        match ring.read(limit, |part| bytes.extend_from_slice(part)) {
+            Some(0) => return bytes,
+            Some(_) => {}
+            None => thread::yield_now(),
+        }
+    }
+}
+
+/// Chunks of two bytes, so that full and open chunks are mixed: the reader must not take them
+/// out of turn, nor miss one at the end.
+#[test]
+fn bytes_come_out_in_order_and_then_the_end() {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(3);
+    model.check(|| {
+        let ring = Arc::new(Ring::new(8, 4));
+        let writer = thread::spawn({
+            let ring = Arc::clone(&ring);
+            move || {
+                assert_eq!(write(&ring, &[1]), Ok(1));
+                assert_eq!(write(&ring, &[2, 3]), Ok(2));
+                ring.close();
+            }
+        });
+        assert_eq!(read_to_end(&ring, 8), [1, 2, 3]);
+        writer.join().unwrap();
+    });
+}
+
+#[test]
+fn a_full_ring_takes_more_only_after_a_read() {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(3);
+    model.check(|| {
+        let ring = Arc::new(Ring::new(2, 2));
+        let writer = thread::spawn({
+            let ring = Arc::clone(&ring);
+            move || {
+                assert_eq!(write(&ring, &[1, 2]), Ok(2));
+                let mut written = write(&ring, &[3]);
+                while written == Err(Refused::Full) {
+                    thread::yield_now();
+                    written = write(&ring, &[3]);
+                }
+                assert_eq!(written, Ok(1));
+                ring.close();
+            }
+        });
+        assert_eq!(read_to_end(&ring, 1), [1, 2, 3]);
+        writer.join().unwrap();
+    });
+}
+
+/// Whatever the order, each byte is either refused or counted as discarded.
+#[test]
+fn a_write_that_meets_the_readers_end_is_accounted_for() {
+    loom::model(|| {
+        let ring = Arc::new(Ring::new(4, 2));
+        let writer = thread::spawn({
+            let ring = Arc::clone(&ring);
+            move || write(&ring, &[1, 2, 3])
+        });
+        ring.abandon();
+        match writer.join().unwrap() {
+            Ok(written) => {
+                assert_eq!(written, 3);
+                assert_eq!(ring.stats().discarded, 3);
+                assert_eq!(ring.queued(), 0);
+            }
+            Err(refused) => {
+                assert_eq!(refused, Refused::Abandoned);
+                assert_eq!(ring.stats().discarded, 0);
+            }
+        }
+    });
+}

@@ -1,0 +1,32 @@
+//! Lifecycle events for the feature `tracing`; without it, nothing. Never any payload.
+
+/// Who an event is about.
+#[derive(Debug)]
+pub(crate) struct Trace {
+    /// Tells the streams of a process apart.
+    #[cfg(feature = "tracing")]
+    stream: u64,
+}
+
+impl Trace {
+    pub(crate) fn new() -> Self {
+        #[cfg(feature = "tracing")]
+        {
+            use std::sync::atomic::{AtomicU64, Ordering};
+            static NEXT: AtomicU64 = AtomicU64::new(1);
+            let stream = NEXT.fetch_add(1, Ordering::Relaxed);
+            tracing::debug!(stream, "created");
+            Self { stream }
+        }
+        #[cfg(not(feature = "tracing"))]
+        Self {}
+    }
+
+    #[cfg_attr(not(feature = "tracing"), expect(clippy::unused_self))]
+    pub(crate) fn lifecycle(&self, event: &'static str) {
+        #[cfg(feature = "tracing")]
+        tracing::debug!(stream = self.stream, "{event}");
+        #[cfg(not(feature = "tracing"))]
+        let _ = event;
+    }
+}
