@@ -1,0 +1,187 @@
+//! The halves: borrowed, owned, put together again, and dropped.
+
+mod common;
+
+use std::io;
+
+use common::{SMALL, is_would_block, pattern, watchdog};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio_krun::guest::Guest;
+use tokio_krun::{
+    AgentStream, Options, OwnedReadHalf, OwnedWriteHalf, PortHandle, ReadHalf, ReuniteError,
+    WriteHalf,
+};
+use tokio_test::assert_pending;
+
+fn assert_send_sync_unpin<T: Send + Sync + Unpin>() {}
+
+#[test]
+fn every_half_is_send_sync_and_unpin() {
+    assert_send_sync_unpin::<ReadHalf<'_>>();
+    assert_send_sync_unpin::<WriteHalf<'_>>();
+    assert_send_sync_unpin::<OwnedReadHalf>();
+    assert_send_sync_unpin::<OwnedWriteHalf>();
+    assert_send_sync_unpin::<ReuniteError>();
+}
+
+fn boot(options: &Options) -> (AgentStream, PortHandle, Guest) {
+    let (stream, port) = options.create().unwrap();
+    let handle = port.handle();
+    (stream, handle, Guest::boot(port))
+}
+
+#[tokio::test]
+async fn borrowed_halves_work_at_the_same_time_and_end_nothing() {
+    watchdog(async {
+        let (mut stream, _, guest) = boot(&Options::new().capacity(SMALL));
+        let mut agent = guest.open().unwrap();
+        let echo = tokio::spawn(async move {
+            let (mut read, mut write) = tokio::io::split(&mut agent);
+            tokio::io::copy(&mut read, &mut write).await.unwrap();
+        });
+        let sent = pattern(1 << 20);
+        let mut received = vec![0; sent.len()];
+        let (mut read, mut write) = stream.split();
+        let (wrote, was_read) =
+            tokio::join!(write.write_all(&sent), read.read_exact(&mut received));
+        wrote.unwrap();
+        was_read.unwrap();
+        assert!(received == sent);
+
+        stream.write_all(b"still open").await.unwrap();
+        let mut answer = [0; 10];
+        stream.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"still open");
+        drop(stream);
+        echo.await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn owned_halves_work_in_two_tasks_and_are_reunited() {
+    watchdog(async {
+        let (stream, _, guest) = boot(&Options::new().capacity(SMALL));
+        let mut agent = guest.open().unwrap();
+        let echo = tokio::spawn(async move {
+            let (mut read, mut write) = tokio::io::split(&mut agent);
+            tokio::io::copy(&mut read, &mut write).await.unwrap();
+        });
+        let (mut read, mut write) = stream.into_split();
+        let sent = pattern(1 << 20);
+        let expected = sent.clone();
+        let writer = tokio::spawn(async move {
+            write.write_all(&sent).await.unwrap();
+            write
+        });
+        let reader = tokio::spawn(async move {
+            let mut received = vec![0; expected.len()];
+            read.read_exact(&mut received).await.unwrap();
+            assert!(received == expected);
+            read
+        });
+        let (write, read) = (writer.await.unwrap(), reader.await.unwrap());
+
+        let mut stream = read.reunite(write).unwrap();
+        stream.write_all(b"whole").await.unwrap();
+        let mut answer = [0; 5];
+        stream.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"whole");
+        drop(stream);
+        echo.await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn halves_of_different_streams_are_given_back() {
+    let (first, _, _first_guest) = boot(&Options::new());
+    let (second, _, _second_guest) = boot(&Options::new());
+    let (first_read, first_write) = first.into_split();
+    let (second_read, second_write) = second.into_split();
+    let error = first_read.reunite(second_write).unwrap_err();
+    assert!(error.to_string().contains("different streams"), "{error}");
+    let ReuniteError(first_read, second_write) = error;
+    // Nothing has ended: both pairs are whole.
+    first_write.reunite(first_read).unwrap();
+    second_write.reunite(second_read).unwrap();
+}
+
+#[tokio::test]
+async fn read_half_dropped_discards_guest_writes_and_goes_on_writing() {
+    watchdog(async {
+        let (stream, handle, guest) = boot(&Options::new().capacity(SMALL));
+        let mut agent = guest.open().unwrap();
+        agent.write_all(b"unread").await.unwrap();
+        agent.flush().await.unwrap();
+        let (read, mut write) = stream.into_split();
+        drop(read);
+        agent.write_all(&vec![1; 4 << 20]).await.unwrap();
+        agent.flush().await.unwrap();
+        assert_eq!(handle.stats().tx.discarded, 6 + (4 << 20));
+
+        write.write_all(b"heard").await.unwrap();
+        let mut received = [0; 5];
+        agent.read_exact(&mut received).await.unwrap();
+        assert_eq!(&received, b"heard");
+        assert_pending!(tokio_test::task::spawn(agent.read_u8()).poll());
+        drop(write);
+        assert_eq!(agent.read(&mut [0; 8]).await.unwrap(), 0);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn write_half_dropped_shuts_down_and_does_not_hang_up() {
+    watchdog(async {
+        let (stream, _, guest) = boot(&Options::new());
+        let mut agent = guest.open().unwrap();
+        let (mut read, mut write) = stream.into_split();
+        write.write_all(b"last").await.unwrap();
+        drop(write);
+        agent.read_exact(&mut [0; 4]).await.unwrap();
+        assert_pending!(tokio_test::task::spawn(agent.read_u8()).poll());
+        agent.write_all(b"answer").await.unwrap();
+        let mut answer = [0; 6];
+        read.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"answer");
+        drop(read);
+        assert_eq!(agent.read(&mut [0; 8]).await.unwrap(), 0);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_forgotten_half_ends_nothing() {
+    watchdog(async {
+        let (stream, handle, guest) = boot(&Options::new().capacity(SMALL));
+        let mut agent = guest.open().unwrap();
+        let (read, write) = stream.into_split();
+        read.forget();
+        agent.write_all(b"kept").await.unwrap();
+        agent.flush().await.unwrap();
+        assert_eq!(handle.stats().tx.discarded, 0);
+        write.forget();
+        // Now the stream is dropped.
+        assert_eq!(agent.read(&mut [0; 8]).await.unwrap(), 0);
+        assert_eq!(handle.stats().tx.discarded, 4);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_write_half_hangs_up() {
+    watchdog(async {
+        let (stream, _, guest) = boot(&Options::new());
+        let mut agent = guest.open().unwrap();
+        let (read, mut write) = stream.into_split();
+        write.hang_up();
+        assert_eq!(agent.read(&mut [0; 8]).await.unwrap(), 0);
+        assert_eq!(
+            write.try_write(b"x").unwrap_err().kind(),
+            io::ErrorKind::BrokenPipe
+        );
+        assert!(is_would_block(&read.try_read(&mut [0; 8])));
+    })
+    .await;
+}
