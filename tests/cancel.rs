@@ -1,0 +1,199 @@
+//! Every operation, dropped at each point where it waits: nothing is lost and nothing comes twice.
+
+mod common;
+
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::task::Poll;
+
+use bytes::Bytes;
+use common::{SMALL, pattern, watchdog};
+use futures::{SinkExt, StreamExt};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
+use tokio_krun::guest::Guest;
+use tokio_krun::{Chunks, Options, OwnedReadHalf, OwnedWriteHalf};
+
+const LENGTH: usize = 2 << 20;
+
+/// Polls `operation` until it is ready, or drops it when it waits for the `polls`th time.
+async fn cancelled_at<F: Future>(polls: usize, operation: F) -> Option<F::Output> {
+    let mut operation = pin!(operation);
+    let mut left = polls;
+    let output = poll_fn(|cx| match operation.as_mut().poll(cx) {
+        Poll::Ready(output) => Poll::Ready(Some(output)),
+        Poll::Pending => {
+            left -= 1;
+            if left == 0 {
+                Poll::Ready(None)
+            } else {
+                Poll::Pending
+            }
+        }
+    })
+    .await;
+    if output.is_none() {
+        // Whoever is to make it ready needs a turn.
+        tokio::task::yield_now().await;
+    }
+    output
+}
+
+/// Reads everything, in each way in turn, each dropped at its first or second wait.
+async fn read_all(mut half: OwnedReadHalf) -> Vec<u8> {
+    let mut received = Vec::new();
+    let mut buffer = vec![0; 3000];
+    for round in 0.. {
+        let polls = 1 + round / 5 % 2;
+        let before = received.len();
+        match round % 5 {
+            0 => {
+                if let Some(read) = cancelled_at(polls, half.read(&mut buffer)).await {
+                    received.extend_from_slice(&buffer[..read.unwrap()]);
+                }
+            }
+            1 => {
+                if let Some(ready) = cancelled_at(polls, half.readable()).await {
+                    ready.unwrap();
+                    let read = half.try_read(&mut buffer).unwrap();
+                    received.extend_from_slice(&buffer[..read]);
+                }
+            }
+            2 => {
+                let shown = cancelled_at(polls, half.fill_buf()).await;
+                let shown = shown.map_or(0, |shown| {
+                    let shown = shown.unwrap();
+                    received.extend_from_slice(shown);
+                    shown.len()
+                });
+                half.consume(shown);
+            }
+            3 => {
+                let mut chunks = Chunks::new(&mut half);
+                if let Some(Some(chunk)) = cancelled_at(polls, chunks.next()).await {
+                    received.extend_from_slice(&chunk.unwrap());
+                }
+            }
+            _ => {
+                // A reader that takes an exact number keeps what it has when it is dropped.
+                let read = cancelled_at(polls, half.read_buf(&mut received)).await;
+                if matches!(read, Some(Ok(0))) {
+                    return received;
+                }
+            }
+        }
+        assert!(received.len() >= before);
+    }
+    unreachable!("the rounds have no end")
+}
+
+/// Writes everything, in each way in turn, each dropped at its first or second wait.
+async fn write_all(mut half: OwnedWriteHalf, bytes: &[u8]) {
+    let mut rest = bytes;
+    for round in 0.. {
+        if rest.is_empty() {
+            break;
+        }
+        let polls = 1 + round / 4 % 2;
+        let piece = &rest[..rest.len().min(1 + round * 37 % 9000)];
+        let written = match round % 4 {
+            0 => cancelled_at(polls, half.write(piece)).await,
+            1 => {
+                let ready = cancelled_at(polls, half.writable()).await;
+                ready.map(|ready| ready.and_then(|()| half.try_write(piece)))
+            }
+            2 => {
+                // What was sent when it was dropped is known by the count of bytes.
+                let before = half.stats().rx;
+                let mut sink = Chunks::new(&mut half);
+                let sent = cancelled_at(polls, sink.send(Bytes::copy_from_slice(piece))).await;
+                if sent.is_none() {
+                    // The item is still in the sink, or in the ring, and is sent by a flush.
+                    let mut polls = 1;
+                    while cancelled_at(polls, sink.flush()).await.is_none() {
+                        polls += 1;
+                    }
+                }
+                assert!(half.stats().rx.bytes >= before.bytes);
+                Some(Ok(piece.len()))
+            }
+            _ => {
+                cancelled_at(polls, half.drained()).await;
+                None
+            }
+        };
+        if let Some(written) = written {
+            rest = &rest[written.unwrap()..];
+        }
+    }
+    half.drained().await.unwrap();
+}
+
+async fn both_ways_with_everything_cancelled() {
+    let (stream, port) = Options::new().capacity(SMALL).slots(8).create().unwrap();
+    let guest = Guest::boot(port);
+    let agent = guest.open().unwrap();
+    let (mut agent_read, mut agent_write) = tokio::io::split(agent);
+    while cancelled_at(1, stream.guest_opened()).await.is_none() {}
+    let (read, write) = stream.into_split();
+    let sent = pattern(LENGTH);
+
+    let guest_sends = tokio::spawn({
+        let sent = sent.clone();
+        async move {
+            agent_write.write_all(&sent).await.unwrap();
+            agent_write.flush().await.unwrap();
+        }
+    });
+    let guest_receives = tokio::spawn({
+        let expected = sent.clone();
+        async move {
+            let mut received = vec![0; LENGTH];
+            agent_read.read_exact(&mut received).await.unwrap();
+            assert!(received == expected);
+        }
+    });
+    let host_sends = tokio::spawn({
+        let sent = sent.clone();
+        async move { write_all(write, &sent).await }
+    });
+    let host_receives = tokio::spawn(read_all(read));
+    for task in [guest_sends, guest_receives, host_sends] {
+        task.await.unwrap();
+    }
+    guest.power_off().await;
+    assert!(host_receives.await.unwrap() == sent);
+}
+
+#[tokio::test]
+async fn cancelling_at_each_wait_loses_nothing_on_one_thread() {
+    watchdog(both_ways_with_everything_cancelled()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn cancelling_at_each_wait_loses_nothing_on_several_threads() {
+    watchdog(both_ways_with_everything_cancelled()).await;
+}
+
+/// Tokio's own ways to cancel.
+#[tokio::test]
+async fn timeout_and_select_lose_nothing() {
+    watchdog(async {
+        let (mut stream, port) = Options::new().capacity(SMALL).create().unwrap();
+        let guest = Guest::boot(port);
+        let mut agent = guest.open().unwrap();
+        let never = std::time::Duration::ZERO;
+        let read = tokio::time::timeout(never, stream.read_u8()).await;
+        assert!(read.is_err(), "there is nothing to read");
+        agent.write_all(b"kept").await.unwrap();
+        agent.flush().await.unwrap();
+        let mut received = [0; 4];
+        tokio::select! {
+            biased;
+            () = std::future::ready(()) => {}
+            _ = stream.read_exact(&mut received) => panic!("the other was ready first"),
+        }
+        stream.read_exact(&mut received).await.unwrap();
+        assert_eq!(&received, b"kept");
+    })
+    .await;
+}
