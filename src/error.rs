@@ -15,6 +15,7 @@ use crate::options::Options;
 /// | [`NoRuntime`](Error::NoRuntime) | [`Other`](io::ErrorKind::Other) |
 /// | [`Os`](Error::Os) | that of the system's error |
 /// | [`ShutDown`](Error::ShutDown), [`GuestGone`](Error::GuestGone) | [`BrokenPipe`](io::ErrorKind::BrokenPipe) |
+/// | [`CutOff`](Error::CutOff) | [`UnexpectedEof`](io::ErrorKind::UnexpectedEof) |
 ///
 /// Besides, the `try_` methods return [`WouldBlock`](io::ErrorKind::WouldBlock), and a wait fails
 /// with [`Other`](io::ErrorKind::Other) if the stream's runtime has shut down; these come without a
@@ -33,21 +34,18 @@ pub enum Error {
         capacity: usize,
     },
     /// [`Options::slots`] is out of its bounds for the capacity.
-    #[error(
-        "{slots} slots are out of bounds for a capacity of {capacity} bytes: choose 2 to {max}",
-        max = capacity / Options::MIN_CHUNK
-    )]
+    #[error("{slots} slots are out of bounds for this capacity: choose 2 to {most}")]
     Slots {
         /// What was asked for.
         slots: usize,
-        /// The capacity it was asked for with, in bytes.
-        capacity: usize,
+        /// The most that the capacity allows.
+        most: usize,
     },
     /// There is no tokio runtime here to register the stream with.
     #[error("no tokio runtime here: create the stream inside one, or under `Handle::enter`")]
     NoRuntime,
     /// The system refused a descriptor or its registration.
-    #[error("the system refused a wake descriptor: {0}")]
+    #[error("the system refused a wake descriptor")]
     Os(#[from] io::Error),
     /// The stream was written to after its own side had ended writing.
     #[error("the stream was shut down or hung up by this side: write before that, not after")]
@@ -55,15 +53,24 @@ pub enum Error {
     /// The guest has powered off, or the VM or its port was dropped.
     #[error("the guest has gone: read what it left; a new VM needs a new stream")]
     GuestGone,
+    /// The guest's bytes from here on were discarded, as they found no room while the port was
+    /// [quiesced](crate::PortHandle::quiesce).
+    #[error(
+        "the guest's bytes from here on found no room while the port was quiesced: \
+         pause the guest first, or give the stream more capacity"
+    )]
+    CutOff,
 }
 
 impl From<Error> for io::Error {
     fn from(error: Error) -> Self {
-        let kind = match &error {
+        let kind = match error {
             Error::Capacity { .. } | Error::Slots { .. } => io::ErrorKind::InvalidInput,
             Error::NoRuntime => io::ErrorKind::Other,
-            Error::Os(source) => source.kind(),
+            // As it is: it has the system's own number.
+            Error::Os(source) => return source,
             Error::ShutDown | Error::GuestGone => io::ErrorKind::BrokenPipe,
+            Error::CutOff => io::ErrorKind::UnexpectedEof,
         };
         io::Error::new(kind, error)
     }

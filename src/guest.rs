@@ -40,6 +40,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
+use std::thread;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -48,6 +49,9 @@ use crate::sys::{AgentConsoleBackend, Workers};
 pub(crate) use virtqueue::Virtqueues;
 
 /// A running VM with one port.
+///
+/// A port that breaks a rule that krun's threads rely on makes a worker panic; so does then whatever
+/// waits for that worker, or drops the guest.
 ///
 /// The VM runs as long as this or a [`GuestPort`] of it lives; when the last of them is dropped it
 /// is gone at once, as a VM whose process was killed, and the host reads what had reached it and
@@ -66,7 +70,7 @@ impl Guest {
             machine: Arc::new(Machine {
                 handle,
                 backend: Mutex::new(Some(Arc::new(port.into_backend()))),
-                workers: Mutex::new(None),
+                workers: Mutex::new(Run::Unopened),
                 virtqueues: Arc::new(Virtqueues::new()),
             }),
         }
@@ -89,13 +93,14 @@ impl Guest {
         if !self.machine.virtqueues.open() {
             return Err(io::ErrorKind::ResourceBusy.into());
         }
-        let mut workers = self.machine.workers();
-        if workers.is_none() {
-            *workers = Some(Workers::start(backend, &self.machine.virtqueues)?);
-        }
-        Ok(GuestPort {
+        let port = GuestPort {
             machine: Arc::clone(&self.machine),
-        })
+        };
+        let mut workers = self.machine.workers();
+        if matches!(*workers, Run::Unopened) {
+            *workers = Run::Running(Workers::start(backend, &self.machine.virtqueues)?);
+        }
+        Ok(port)
     }
 
     /// Stops krun's workers as it does before a checkpoint: each after the descriptor it is at.
@@ -103,22 +108,32 @@ impl Guest {
     /// Like krun's, this waits for a transmission that finds no room, until the host reads or
     /// [quiesces](PortHandle::quiesce) the port.
     ///
+    /// Does nothing if the guest has not opened its port yet, or is paused.
+    ///
     /// # Cancel safety
     ///
-    /// Dropped while it waits, the workers stop all the same, and [`resume`](Self::resume) waits
-    /// for nothing: do not resume then.
+    /// Not cancel safe: dropped while it waits, the workers go on ending, and the guest stays
+    /// between running and paused, from where [`resume`](Self::resume) does nothing.
     ///
     /// # Panics
     ///
     /// If the port broke one of the rules that krun's threads rely on.
     pub async fn pause(&self) {
-        let workers = self.machine.workers().take();
-        if let Some(workers) = workers {
-            workers.stop().await;
-        }
+        let stopping = {
+            let mut workers = self.machine.workers();
+            match std::mem::replace(&mut *workers, Run::Stopping) {
+                Run::Running(running) => running,
+                other => {
+                    *workers = other;
+                    return;
+                }
+            }
+        };
+        stopping.stop().await;
+        *self.machine.workers() = Run::Paused;
     }
 
-    /// Starts the workers again on the same port.
+    /// Starts the workers again on the same port, if the guest is [paused](Self::pause).
     ///
     /// # Errors
     ///
@@ -130,8 +145,8 @@ impl Guest {
             return Err(io::ErrorKind::NotConnected.into());
         };
         let mut workers = self.machine.workers();
-        if workers.is_none() {
-            *workers = Some(Workers::start(backend, &self.machine.virtqueues)?);
+        if matches!(*workers, Run::Paused) {
+            *workers = Run::Running(Workers::start(backend, &self.machine.virtqueues)?);
         }
         Ok(())
     }
@@ -154,9 +169,18 @@ struct Machine {
     handle: PortHandle,
     /// Gone with the power.
     backend: Mutex<Option<Arc<AgentConsoleBackend>>>,
-    /// Running from the first opening of the port, but while paused.
-    workers: Mutex<Option<Workers>>,
+    workers: Mutex<Run>,
     virtqueues: Arc<Virtqueues>,
+}
+
+/// Where krun's workers are. It starts them when the guest first opens the port, and restarts after
+/// a pause only those it had stopped.
+#[derive(Debug)]
+enum Run {
+    Unopened,
+    Running(Workers),
+    Stopping,
+    Paused,
 }
 
 impl Machine {
@@ -164,7 +188,7 @@ impl Machine {
         self.backend.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn workers(&self) -> MutexGuard<'_, Option<Workers>> {
+    fn workers(&self) -> MutexGuard<'_, Run> {
         self.workers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -173,6 +197,13 @@ impl Drop for Machine {
     fn drop(&mut self) {
         // Dropping the workers lets them go; one that waits for room must not be left behind.
         self.handle.quiesce();
+        if let Run::Running(workers) = &mut *self.workers() {
+            // A test must not pass with a worker that found the port at fault.
+            assert!(
+                thread::panicking() || !workers.have_panicked(),
+                "a worker of the guest has panicked"
+            );
+        }
     }
 }
 

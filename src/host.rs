@@ -57,57 +57,102 @@ impl Drop for Host {
     }
 }
 
-/// One look each. `None` is nothing yet, with the signal armed that will come.
+/// Waiting for a look to find something.
+///
+/// The order matters, as any task may clear the readiness that tokio keeps for all of them: be
+/// registered for the next signal, arm the gate, look. A signal after the arming wakes all who are
+/// registered; one before it was for something that the look finds.
+///
+/// What is found costs the task some of its budget: a side that always finds something gives way to
+/// other tasks at times.
 impl Host {
-    fn read(&self, limit: usize, mut sink: impl FnMut(&[u8])) -> Option<usize> {
-        let shared = &self.shared;
-        shared.tx_data.look(|| shared.host_read(limit, &mut sink))
+    /// For one task: the last that polled is woken.
+    fn poll_found<T>(
+        &self,
+        side: Side,
+        cx: &mut Context<'_>,
+        mut look: impl FnMut(&Arc<ConsoleSharedState>) -> Option<T>,
+    ) -> Poll<io::Result<T>> {
+        let budget = ready!(coop::poll_proceed(cx));
+        loop {
+            if let Some(found) = look(&self.shared) {
+                budget.made_progress();
+                return Poll::Ready(Ok(found));
+            }
+            if self.wait(side).poll(cx)?.is_ready() {
+                continue;
+            }
+            self.arm(side);
+            return match look(&self.shared) {
+                Some(found) => {
+                    budget.made_progress();
+                    Poll::Ready(Ok(found))
+                }
+                None => Poll::Pending,
+            };
+        }
     }
 
-    fn write(&self, sources: &[IoSlice<'_>]) -> Option<io::Result<usize>> {
-        let shared = &self.shared;
-        shared.rx_room.look(|| shared.host_write(sources))
+    /// For any number of tasks at once: each is woken. `look` is asked for one side or the other.
+    async fn found<T>(
+        &self,
+        interest: Interest,
+        mut look: impl FnMut() -> Option<T>,
+    ) -> io::Result<T> {
+        loop {
+            let budget = poll_fn(coop::poll_proceed).await;
+            if let Some(found) = look() {
+                budget.made_progress();
+                return Ok(found);
+            }
+            drop(budget);
+            let mut readable = pin!(self.readable.wait());
+            let mut writable = pin!(self.writable.wait());
+            let found = poll_fn(|cx| {
+                if interest.is_readable() {
+                    if let Poll::Ready(result) = readable.as_mut().poll(cx) {
+                        return Poll::Ready(result.map(|()| None));
+                    }
+                    self.arm(Side::Reading);
+                }
+                if interest.is_writable() {
+                    if let Poll::Ready(result) = writable.as_mut().poll(cx) {
+                        return Poll::Ready(result.map(|()| None));
+                    }
+                    self.arm(Side::Writing);
+                }
+                match look() {
+                    Some(found) => Poll::Ready(Ok(Some(found))),
+                    None => Poll::Pending,
+                }
+            })
+            .await?;
+            if let Some(found) = found {
+                return Ok(found);
+            }
+        }
     }
 
-    fn is_readable(&self) -> Option<bool> {
-        let shared = &self.shared;
-        shared.tx_data.look(|| shared.host_is_readable())
+    fn wait(&self, side: Side) -> &HostWait {
+        match side {
+            Side::Reading => &self.readable,
+            Side::Writing => &self.writable,
+        }
     }
 
-    fn is_writable(&self) -> Option<bool> {
-        let shared = &self.shared;
-        shared.rx_room.look(|| shared.host_is_writable())
+    fn arm(&self, side: Side) {
+        match side {
+            Side::Reading => self.shared.tx_data.arm(),
+            Side::Writing => self.shared.rx_room.arm(),
+        }
     }
 }
 
-/// Polls until a look finds something, and costs the task some of its budget when it does: a side
-/// that always finds something gives way to other tasks at times.
-fn poll_found<T>(
-    wait: &HostWait,
-    cx: &mut Context<'_>,
-    mut look: impl FnMut() -> Option<T>,
-) -> Poll<io::Result<T>> {
-    let budget = ready!(coop::poll_proceed(cx));
-    loop {
-        if let Some(found) = look() {
-            budget.made_progress();
-            return Poll::Ready(Ok(found));
-        }
-        ready!(wait.poll(cx))?;
-    }
-}
-
-/// The same for any number of tasks at once.
-async fn found<T>(wait: &HostWait, mut look: impl FnMut() -> Option<T>) -> io::Result<T> {
-    loop {
-        let budget = poll_fn(coop::poll_proceed).await;
-        if let Some(found) = look() {
-            budget.made_progress();
-            return Ok(found);
-        }
-        drop(budget);
-        wait.wait().await?;
-    }
+/// What the host waits for.
+#[derive(Clone, Copy, Debug)]
+enum Side {
+    Reading,
+    Writing,
 }
 
 /// By polling: one task a direction, the last that polled.
@@ -121,29 +166,26 @@ impl Host {
         if limit == 0 {
             return Poll::Ready(Ok(()));
         }
-        poll_found(&self.readable, cx, || {
-            self.read(limit, |bytes| buf.put_slice(bytes))
+        self.poll_found(Side::Reading, cx, |shared| {
+            shared.host_read(limit, |bytes| buf.put_slice(bytes))
         })
-        .map_ok(|_| ())
+        .map(|result| result?.map(drop))
     }
 
     pub(crate) fn poll_peek(&self, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
-        let shared = &self.shared;
-        poll_found(&self.readable, cx, || {
-            shared.tx_data.look(|| shared.host_peek())
-        })
+        self.poll_found(Side::Reading, cx, |shared| shared.host_peek())
+            .map(|result| result?)
     }
 
     /// No bytes at the end.
     pub(crate) fn poll_read_bytes(&self, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
-        let shared = &self.shared;
-        poll_found(&self.readable, cx, || {
-            shared.tx_data.look(|| shared.host_read_bytes())
-        })
+        self.poll_found(Side::Reading, cx, |shared| shared.host_read_bytes())
+            .map(|result| result?)
     }
 
     pub(crate) fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        poll_found(&self.readable, cx, || self.is_readable()).map_ok(|_| ())
+        self.poll_found(Side::Reading, cx, |shared| shared.host_is_readable())
+            .map_ok(drop)
     }
 
     pub(crate) fn poll_write(
@@ -151,7 +193,8 @@ impl Host {
         cx: &mut Context<'_>,
         sources: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        poll_found(&self.writable, cx, || self.write(sources)).map(|result| result?)
+        self.poll_found(Side::Writing, cx, |shared| shared.host_write(sources))
+            .map(|result| result?)
     }
 
     pub(crate) fn poll_write_bytes(
@@ -159,15 +202,13 @@ impl Host {
         cx: &mut Context<'_>,
         bytes: &mut Bytes,
     ) -> Poll<io::Result<usize>> {
-        let shared = &self.shared;
-        poll_found(&self.writable, cx, || {
-            shared.rx_room.look(|| shared.host_write_bytes(bytes))
-        })
-        .map(|result| result?)
+        self.poll_found(Side::Writing, cx, |shared| shared.host_write_bytes(bytes))
+            .map(|result| result?)
     }
 
     pub(crate) fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        poll_found(&self.writable, cx, || self.is_writable()).map_ok(|_| ())
+        self.poll_found(Side::Writing, cx, |shared| shared.host_is_writable())
+            .map_ok(drop)
     }
 }
 
@@ -184,7 +225,7 @@ impl Host {
         }
         self.shared
             .host_read(limit, |bytes| buf.put_slice(bytes))
-            .ok_or_else(|| io::ErrorKind::WouldBlock.into())
+            .unwrap_or_else(|| Err(io::ErrorKind::WouldBlock.into()))
     }
 
     pub(crate) fn try_read_vectored(&self, bufs: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
@@ -211,7 +252,7 @@ impl Host {
                     bytes = later;
                 }
             })
-            .ok_or_else(|| io::ErrorKind::WouldBlock.into())
+            .unwrap_or_else(|| Err(io::ErrorKind::WouldBlock.into()))
     }
 
     pub(crate) fn try_write(&self, sources: &[IoSlice<'_>]) -> io::Result<usize> {
@@ -224,44 +265,21 @@ impl Host {
 /// By waiting, any number of tasks at once.
 impl Host {
     pub(crate) async fn ready(&self, interest: Interest) -> io::Result<Ready> {
-        loop {
-            let budget = poll_fn(coop::poll_proceed).await;
-            let ready = self.ready_now(interest);
-            if !ready.is_empty() {
-                budget.made_progress();
-                return Ok(ready);
-            }
-            drop(budget);
-            let mut readable = pin!(self.readable.wait());
-            let mut writable = pin!(self.writable.wait());
-            poll_fn(|cx| {
-                if interest.is_readable()
-                    && let Poll::Ready(result) = readable.as_mut().poll(cx)
-                {
-                    return Poll::Ready(result);
-                }
-                if interest.is_writable()
-                    && let Poll::Ready(result) = writable.as_mut().poll(cx)
-                {
-                    return Poll::Ready(result);
-                }
-                Poll::Pending
-            })
-            .await?;
-        }
+        let look = || Some(self.ready_now(interest)).filter(|ready| !ready.is_empty());
+        self.found(interest, look).await
     }
 
     fn ready_now(&self, interest: Interest) -> Ready {
         let mut ready = Ready::EMPTY;
         if interest.is_readable() {
-            match self.is_readable() {
+            match self.shared.host_is_readable() {
                 Some(true) => ready |= Ready::READABLE,
                 Some(false) => ready |= Ready::READABLE | Ready::READ_CLOSED,
                 None => {}
             }
         }
         if interest.is_writable() {
-            match self.is_writable() {
+            match self.shared.host_is_writable() {
                 Some(true) => ready |= Ready::WRITABLE,
                 Some(false) => ready |= Ready::WRITABLE | Ready::WRITE_CLOSED,
                 None => {}
@@ -271,9 +289,8 @@ impl Host {
     }
 
     pub(crate) async fn guest_opened(&self) -> io::Result<()> {
-        let shared = &self.shared;
-        let look = || shared.tx_data.look(|| shared.host_sees_guest());
-        if found(&self.readable, look).await? {
+        let look = || self.shared.host_sees_guest();
+        if self.found(Interest::READABLE, look).await? {
             Ok(())
         } else {
             Err(Error::GuestGone.into())
@@ -281,12 +298,8 @@ impl Host {
     }
 
     pub(crate) async fn drained(&self) -> io::Result<()> {
-        let shared = &self.shared;
-        let position = shared.host_written();
-        let look = || {
-            shared.rx_room.arm();
-            shared.host_is_drained(position)
-        };
-        found(&self.writable, look).await?
+        let position = self.shared.host_written();
+        let look = || self.shared.host_is_drained(position);
+        self.found(Interest::WRITABLE, look).await?
     }
 }

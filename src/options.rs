@@ -32,7 +32,9 @@ impl Options {
     /// The greatest capacity, in bytes.
     pub const MAX_CAPACITY: usize = 1024 * 1024 * 1024;
     /// The least size of a chunk, in bytes.
-    pub(crate) const MIN_CHUNK: usize = 512;
+    const MIN_CHUNK: usize = 512;
+    /// The greatest number of slots.
+    pub const MAX_SLOTS: usize = 1024;
 
     /// The defaults: 1 MiB each way, in 32 slots, hanging up when dropped.
     pub fn new() -> Self {
@@ -46,17 +48,19 @@ impl Options {
     /// How many bytes each direction holds, from [`MIN_CAPACITY`](Self::MIN_CAPACITY) to
     /// [`MAX_CAPACITY`](Self::MAX_CAPACITY). The default is 1 MiB.
     ///
-    /// When a direction is full its writer waits. Nothing is allocated before the first byte, and
-    /// what was allocated is kept for the next ones. Whatever the guest sends, also one byte at a
-    /// time, a direction's memory is at most its capacity and four chunks; twice the capacity
-    /// while it is [quiesced](crate::PortHandle::quiesce).
+    /// When a direction is full its writer waits. Chunks are allocated when they are first needed,
+    /// and kept for the next bytes. Whatever the guest sends, also one byte at a time, a direction's
+    /// chunks take at most its capacity and four chunks more; twice the capacity while it is
+    /// [quiesced](crate::PortHandle::quiesce). The slots' own memory comes on top, see
+    /// [`slots`](Self::slots).
     pub fn capacity(mut self, bytes: usize) -> Self {
         self.capacity = bytes;
         self
     }
 
-    /// Into how many chunks a direction's capacity is cut, from 2 to one for each 512 bytes. The
-    /// default is 32, which makes a chunk 32 KiB at the default capacity: as much as a Linux guest
+    /// Into how many chunks a direction's capacity is cut, from 2 to
+    /// [`MAX_SLOTS`](Self::MAX_SLOTS), and at most one for each 512 bytes. The slots of a direction
+    /// are allocated at once, about 200 bytes each. The default is 32, which makes a chunk 32 KiB at the default capacity: as much as a Linux guest
     /// sends in one descriptor.
     pub fn slots(mut self, slots: usize) -> Self {
         self.slots = slots;
@@ -103,10 +107,11 @@ impl Options {
                 capacity: self.capacity,
             });
         }
-        if !(2..=self.capacity / Self::MIN_CHUNK).contains(&self.slots) {
+        let most = Self::MAX_SLOTS.min(self.capacity / Self::MIN_CHUNK);
+        if !(2..=most).contains(&self.slots) {
             return Err(Error::Slots {
                 slots: self.slots,
-                capacity: self.capacity,
+                most,
             });
         }
         Ok(())

@@ -13,6 +13,7 @@ use crate::sys::AgentConsoleBackend;
 /// that, or with a VM that was never entered, it ends the stream: reads give the end of the file
 /// and writes fail with [`BrokenPipe`](std::io::ErrorKind::BrokenPipe).
 #[derive(Debug)]
+#[must_use = "dropping the port ends the stream"]
 pub struct AgentPort {
     shared: Arc<ConsoleSharedState>,
     backend: AgentConsoleBackend,
@@ -56,6 +57,7 @@ impl AgentPort {
     }
 
     /// A handle to the port that outlives its being attached.
+    #[must_use]
     pub fn handle(&self) -> PortHandle {
         PortHandle {
             shared: Arc::clone(&self.shared),
@@ -100,6 +102,7 @@ impl AgentPort {
     ///     .build()?;
     /// # Ok(()) }
     /// ```
+    #[must_use = "the hook does nothing until `VmBuilder::on_exit` has it"]
     pub fn exit_hook(&self, limit: Duration) -> impl Fn(i32) + Send + Sync + 'static {
         let shared = Arc::clone(&self.shared);
         move |_exit_code| {
@@ -122,13 +125,15 @@ impl PortHandle {
     /// called before the VM's devices are stopped by a host that may not be reading.
     ///
     /// krun stops a port by joining the thread that carries the guest's bytes, and does not tell
-    /// the port. While that thread waits for a host that does not read, the VM therefore neither
+    /// the port. While that thread waits for room, as the host does not read, the VM therefore neither
     /// ends (also not by [`ExitHandle::trigger`](msb_krun::ExitHandle::trigger)) nor comes to rest
     /// for a checkpoint. Dropping the stream has the same effect, for good.
     ///
     /// While it is quiesced, what the guest writes is taken up to twice the
-    /// [capacity](crate::Options::capacity), and what is more is discarded and
-    /// [counted](crate::RingStats::discarded). A VM whose vCPUs are paused first has at most what is left in
+    /// [capacity](crate::Options::capacity). What comes from the first byte on that finds no room is
+    /// discarded and [counted](crate::RingStats::discarded), also after [`resume`](Self::resume):
+    /// the stream reads up to there, and then fails with
+    /// [`UnexpectedEof`](std::io::ErrorKind::UnexpectedEof). A VM whose vCPUs are paused first has at most what is left in
     /// its queue to write: with krun's default queue of 32 descriptors and the default capacity of
     /// 1 MiB, a Linux guest's bytes all find room, and nothing is lost.
     pub fn quiesce(&self) {

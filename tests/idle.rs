@@ -62,6 +62,7 @@ fn settle() -> BTreeMap<u32, (String, String, u64)> {
 /// One test, as its cases must not see each other's threads.
 #[test]
 fn neither_an_idle_stream_nor_a_full_ring_ever_runs() {
+    let _deadline = common::deadline();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_io()

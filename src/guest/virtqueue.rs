@@ -164,15 +164,20 @@ impl Virtqueues {
         let mut state = self.state();
         if state.guest_connected {
             state.rx_used.push_back(buffer);
-            State::wake(&mut state.reader);
         }
+    }
+
+    /// Interrupts the guest: its driver looks at what was completed. Until then it does not know.
+    pub(crate) fn signal_used_queue(&self) {
+        let mut state = self.state();
+        State::wake(&mut state.reader);
+        State::wake(&mut state.writer);
     }
 
     /// Tells the guest that the host has closed the port.
     pub(crate) fn close_host(&self) {
-        let mut state = self.state();
-        state.host_gone = true;
-        State::wake(&mut state.reader);
+        self.state().host_gone = true;
+        self.signal_used_queue();
     }
 
     /// The next descriptor that the guest transmits.
@@ -187,6 +192,5 @@ impl Virtqueues {
     pub(crate) fn complete_tx(&self) {
         let mut state = self.state();
         state.tx_busy = false;
-        State::wake(&mut state.writer);
     }
 }

@@ -16,6 +16,9 @@
 //! There is no disarming when 3 finds something: several tasks may wait on one gate, and one of
 //! them would take back another's arm. The price is one signal that nobody needed.
 //!
+//! A sleeper whose signal another sleeper could take away (tokio's readiness, which any task may
+//! clear) must be registered for it before step 2, not between 3 and 4.
+//!
 //! What is looked at, and what a signal is, are the caller's: this file knows atomics only, and the
 //! models at its foot check it with loom.
 
@@ -43,111 +46,174 @@ impl Gate {
 
     /// To be called after a change the sleeper may wait for (steps b and c). `true` asks the
     /// caller to signal.
+    ///
+    /// `is_worth_it` may hold a signal back. It is asked after the fence, so it sees what other
+    /// threads had changed before theirs: of two changes that are worth a signal only together, the
+    /// later one sees both.
     #[must_use]
-    pub(crate) fn open(&self) -> bool {
+    pub(crate) fn open(&self, is_worth_it: impl FnOnce() -> bool) -> bool {
         // Pairs with the fence in `arm`.
         fence(Ordering::SeqCst);
         // The load keeps the cache line shared while nobody sleeps; the swap lets one of several
         // callers signal. What the sleeper then reads is ordered by the ring's own atomics.
-        self.armed.load(Ordering::Relaxed) && self.armed.swap(false, Ordering::Relaxed)
+        self.armed.load(Ordering::Relaxed)
+            && is_worth_it()
+            && self.armed.swap(false, Ordering::Relaxed)
     }
 }
 
 #[cfg(all(test, tokio_krun_loom))]
-mod models {
-    use loom::sync::Arc;
-    use loom::sync::Condvar;
+pub(crate) mod models {
     use loom::sync::atomic::AtomicUsize;
+    use loom::sync::{Arc, Condvar};
     use loom::thread;
 
     use super::*;
     use crate::sync::{Mutex, lock};
 
-    /// A gate, the signal that the sleeper blocks on, and the thing it waits for.
-    struct Channel {
+    /// A gate and the signal that its sleepers wait for. Signals are numbered, and a sleeper is
+    /// registered for the next one by knowing the last: so it is with tokio's readiness, where
+    /// another task may clear a signal but cannot take it from who is registered.
+    ///
+    /// If a signal never comes, loom reports a deadlock.
+    pub(crate) struct Sleep {
         gate: Gate,
-        signalled: Mutex<bool>,
+        signals: Mutex<usize>,
         changed: Condvar,
-        items: AtomicUsize,
     }
 
-    impl Channel {
-        fn new() -> Self {
+    impl Sleep {
+        pub(crate) fn new() -> Self {
             Self {
                 gate: Gate::new(),
-                signalled: Mutex::new(false),
+                signals: Mutex::new(0),
                 changed: Condvar::new(),
-                items: AtomicUsize::new(0),
             }
         }
 
-        fn produce(&self) {
-            self.items.fetch_add(1, Ordering::Relaxed);
-            if self.gate.open() {
-                *lock(&self.signalled) = true;
+        pub(crate) fn notify_if(&self, is_worth_it: impl FnOnce() -> bool) {
+            if self.gate.open(is_worth_it) {
+                *lock(&self.signals) += 1;
                 self.changed.notify_all();
             }
         }
 
-        fn take(&self) -> bool {
-            self.items
-                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |items| {
-                    items.checked_sub(1)
-                })
-                .is_ok()
-        }
-
-        /// Loom reports a deadlock if the signal never comes.
-        fn consume(&self) {
+        pub(crate) fn until<T>(&self, mut look: impl FnMut() -> Option<T>) -> T {
             loop {
-                if self.take() {
-                    return;
+                if let Some(found) = look() {
+                    return found;
                 }
+                let last = *lock(&self.signals);
                 self.gate.arm();
-                if self.take() {
-                    return;
+                if let Some(found) = look() {
+                    return found;
                 }
-                let mut signalled = lock(&self.signalled);
-                while !*signalled {
-                    signalled = self.changed.wait(signalled).unwrap();
+                let mut signals = lock(&self.signals);
+                while *signals == last {
+                    signals = self.changed.wait(signals).unwrap();
                 }
-                *signalled = false;
             }
         }
+    }
+
+    fn take(items: &AtomicUsize) -> Option<()> {
+        items
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |items| {
+                items.checked_sub(1)
+            })
+            .ok()
+            .map(drop)
+    }
+
+    fn bounded() -> loom::model::Builder {
+        let mut model = loom::model::Builder::new();
+        model.preemption_bound = Some(3);
+        model
     }
 
     #[test]
     fn a_sleeper_is_woken_for_each_of_two_items() {
         loom::model(|| {
-            let channel = Arc::new(Channel::new());
+            let shared = Arc::new((Sleep::new(), AtomicUsize::new(0)));
             let producer = thread::spawn({
-                let channel = Arc::clone(&channel);
+                let shared = Arc::clone(&shared);
                 move || {
-                    channel.produce();
-                    channel.produce();
+                    for _ in 0..2 {
+                        shared.1.fetch_add(1, Ordering::Relaxed);
+                        shared.0.notify_if(|| true);
+                    }
                 }
             });
-            channel.consume();
-            channel.consume();
+            for _ in 0..2 {
+                shared.0.until(|| take(&shared.1));
+            }
             producer.join().unwrap();
         });
     }
 
     #[test]
     fn a_sleeper_is_woken_by_either_of_two_producers() {
-        let mut model = loom::model::Builder::new();
-        model.preemption_bound = Some(3);
-        model.check(|| {
-            let channel = Arc::new(Channel::new());
+        bounded().check(|| {
+            let shared = Arc::new((Sleep::new(), AtomicUsize::new(0)));
             let producers = [(); 2].map(|()| {
-                let channel = Arc::clone(&channel);
-                thread::spawn(move || channel.produce())
+                let shared = Arc::clone(&shared);
+                thread::spawn(move || {
+                    shared.1.fetch_add(1, Ordering::Relaxed);
+                    shared.0.notify_if(|| true);
+                })
             });
-            channel.consume();
-            channel.consume();
+            for _ in 0..2 {
+                shared.0.until(|| take(&shared.1));
+            }
             for producer in producers {
                 producer.join().unwrap();
             }
+        });
+    }
+
+    #[test]
+    fn each_of_two_sleepers_is_woken() {
+        bounded().check(|| {
+            let shared = Arc::new((Sleep::new(), AtomicUsize::new(0)));
+            let sleepers = [(); 2].map(|()| {
+                let shared = Arc::clone(&shared);
+                thread::spawn(move || shared.0.until(|| take(&shared.1)))
+            });
+            for _ in 0..2 {
+                shared.1.fetch_add(1, Ordering::Relaxed);
+                shared.0.notify_if(|| true);
+            }
+            for sleeper in sleepers {
+                sleeper.join().unwrap();
+            }
+        });
+    }
+
+    /// Two changes by two threads that are worth a signal only together.
+    #[test]
+    fn a_signal_that_takes_two_changes_is_sent() {
+        bounded().check(|| {
+            let shared = Arc::new((Sleep::new(), AtomicUsize::new(0), AtomicUsize::new(0)));
+            let both = |shared: &(Sleep, AtomicUsize, AtomicUsize)| {
+                shared.1.load(Ordering::Relaxed) == 1 && shared.2.load(Ordering::Relaxed) == 1
+            };
+            let first = thread::spawn({
+                let shared = Arc::clone(&shared);
+                move || {
+                    shared.1.store(1, Ordering::Relaxed);
+                    shared.0.notify_if(|| both(&shared));
+                }
+            });
+            let second = thread::spawn({
+                let shared = Arc::clone(&shared);
+                move || {
+                    shared.2.store(1, Ordering::Relaxed);
+                    shared.0.notify_if(|| both(&shared));
+                }
+            });
+            shared.0.until(|| both(&shared).then_some(()));
+            first.join().unwrap();
+            second.join().unwrap();
         });
     }
 }

@@ -7,7 +7,7 @@ use std::mem;
 
 use super::ConsoleSharedState;
 use super::ring::{Admit, Refused};
-use crate::sync::{Ordering, fence};
+use crate::sync::Ordering;
 
 impl ConsoleSharedState {
     /// krun calls only once the guest has opened its port.
@@ -34,16 +34,13 @@ impl ConsoleSharedState {
         if read == 0 && !self.hung_up.load(Ordering::Acquire) {
             return None;
         }
-        if self.passes_drain_mark() || self.rx_ring.is_worth_a_wake() {
-            self.rx_room.notify();
-        }
+        self.rx_room
+            .notify_if(|| self.passes_drain_mark() || self.rx_ring.is_worth_a_wake());
         Some(read)
     }
 
     /// Whether a task waits for what has just been read; it sets its mark anew if it waits on.
     fn passes_drain_mark(&self) -> bool {
-        // Pairs with the fence in `host_is_drained`.
-        fence(Ordering::SeqCst);
         let mark = self.drain_mark.load(Ordering::Relaxed);
         mark != u64::MAX
             && self.rx_ring.is_read_to(mark)
@@ -57,14 +54,9 @@ impl ConsoleSharedState {
     /// Copies all of `source` (of more than the ring holds, a ringful): `None` if there is no room
     /// for that yet.
     ///
-    /// An empty write never has room unless the guest is quiesced: krun would offer the same empty
-    /// descriptor again at once, for ever, so its thread is better asleep.
+    /// `source` is not empty.
     pub(crate) fn guest_write(&self, source: &[u8]) -> Option<usize> {
         let quiesced = self.quiesced.load(Ordering::Relaxed);
-        if source.is_empty() {
-            self.tx_ring.want(u64::MAX);
-            return quiesced.then_some(0);
-        }
         let admit = if quiesced { Admit::Over } else { Admit::Whole };
         match self.tx_ring.write(&[IoSlice::new(source)], admit) {
             Ok(written) => {

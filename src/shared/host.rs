@@ -16,24 +16,37 @@ use crate::sync::{Ordering, fence};
 /// Reading what the guest transmitted.
 impl ConsoleSharedState {
     /// Hands up to `limit` bytes to `sink`, `Some(0)` at the end. `limit` is not zero.
-    pub(crate) fn host_read(&self, limit: usize, sink: impl FnMut(&[u8])) -> Option<usize> {
+    pub(crate) fn host_read(
+        &self,
+        limit: usize,
+        sink: impl FnMut(&[u8]),
+    ) -> Option<io::Result<usize>> {
         let read = self.tx_ring.read(limit, sink)?;
         self.offer_tx_room();
-        Some(read)
+        Some(self.unless_cut_off(read == 0, read))
     }
 
     /// The next chunk, without a copy if that pays; no bytes at the end.
-    pub(crate) fn host_read_bytes(self: &Arc<Self>) -> Option<Bytes> {
+    pub(crate) fn host_read_bytes(self: &Arc<Self>) -> Option<io::Result<Bytes>> {
         let bytes = self
             .tx_ring
             .read_bytes(|bytes, taken| self.lend(bytes, taken))?;
         self.offer_tx_room();
-        Some(bytes)
+        Some(self.unless_cut_off(bytes.is_empty(), bytes))
     }
 
     /// A handle to the next chunk, which is not read by that; no bytes at the end.
-    pub(crate) fn host_peek(self: &Arc<Self>) -> Option<Bytes> {
-        self.tx_ring.peek(|bytes, taken| self.lend(bytes, taken))
+    pub(crate) fn host_peek(self: &Arc<Self>) -> Option<io::Result<Bytes>> {
+        let bytes = self.tx_ring.peek(|bytes, taken| self.lend(bytes, taken))?;
+        Some(self.unless_cut_off(bytes.is_empty(), bytes))
+    }
+
+    /// The end is an error if bytes were lost there.
+    fn unless_cut_off<T>(&self, is_end: bool, found: T) -> io::Result<T> {
+        if is_end && self.tx_ring.is_cut_off() {
+            return Err(Error::CutOff.into());
+        }
+        Ok(found)
     }
 
     /// Takes bytes that [`host_peek`](Self::host_peek) showed as read.
@@ -48,9 +61,7 @@ impl ConsoleSharedState {
     }
 
     fn offer_tx_room(&self) {
-        if self.tx_ring.is_worth_a_wake() {
-            self.tx_room.notify();
-        }
+        self.tx_room.notify_if(|| self.tx_ring.is_worth_a_wake());
     }
 
     fn lend(self: &Arc<Self>, bytes: Vec<u8>, taken: usize) -> Bytes {
@@ -105,6 +116,7 @@ impl ConsoleSharedState {
 
     fn host_wrote(&self, written: Result<usize, Refused>) -> Option<io::Result<usize>> {
         match written {
+            Ok(0) => Some(Ok(0)),
             Ok(written) => {
                 self.rx_data.notify();
                 Some(Ok(written))
@@ -129,14 +141,14 @@ impl ConsoleSharedState {
     }
 
     /// Whether the guest has taken everything before `position`, an error if it never will. Until
-    /// then there will be a signal: `rx_room` is to be armed **before** each call.
+    /// then there will be a signal, if `rx_room` was armed **before** the call.
     pub(crate) fn host_is_drained(&self, position: u64) -> Option<io::Result<()>> {
         if self.rx_ring.is_abandoned() {
             return Some(Err(Error::GuestGone.into()));
         }
         self.drain_mark.fetch_min(position, Ordering::Relaxed);
-        // Pairs with the fence in `passes_drain_mark`: it sees the mark, or this sees what it has
-        // read. The arming came before, so whoever clears the mark also signals.
+        // Pairs with the fence in `Gate::open`: after it the guest's side sees the mark, or this sees
+        // what it has read. The arming came before, so whoever clears the mark also signals.
         fence(Ordering::SeqCst);
         self.rx_ring.is_read_to(position).then_some(Ok(()))
     }

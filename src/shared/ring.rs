@@ -4,7 +4,8 @@
 //! ones when it has no room left; so small writes share a chunk, and each chunk in the queue but
 //! the open one is full. That is what bounds the memory whatever sizes the guest writes: at most
 //! `slots` full chunks (twice that while over the bound, see [`Admit::Over`]), the open one, one in
-//! the writer's hands, and two in the reader's. The host may also give whole [`Bytes`], which are
+//! the writer's hands, and two in the
+//! reader's; and the slots themselves. The host may also give whole [`Bytes`], which are
 //! queued as they are.
 //!
 //! A reader that finds no full chunk takes the open one. It may do so just after the writer has
@@ -15,9 +16,10 @@
 //! the bound until the last handle to them is dropped; so what is **read** and what is **released**
 //! are two positions.
 //!
-//! Neither side ever waits for the other here. The mutexes only keep apart callers of the same
-//! side; the reader never takes the writer's, which is held while guest memory is read and may so
-//! be held for long.
+//! Neither side waits for the other while that is at its bytes. The mutexes keep apart callers of the
+//! same side; the reader never takes the writer's, which is held while guest memory is read and may
+//! so be held for long, and the writer takes the reader's only when the reader has gone. (The queues
+//! spin for the few instructions in which the other side moves a chunk.)
 //!
 //! Waking is the caller's business.
 
@@ -63,6 +65,8 @@ pub(crate) struct Ring {
     refused: AtomicU64,
     /// The writer has ended: after the bytes that are left comes the end.
     closed: AtomicBool,
+    /// The writer's side was ended by bytes that found no room.
+    cut_off: AtomicBool,
     /// The reader has gone: nothing that is written will be read.
     abandoned: AtomicBool,
     capacity: u64,
@@ -89,6 +93,7 @@ impl Ring {
             chunks: AtomicU64::new(0),
             refused: AtomicU64::new(0),
             closed: AtomicBool::new(false),
+            cut_off: AtomicBool::new(false),
             abandoned: AtomicBool::new(false),
             capacity: capacity as u64,
             chunk_size: capacity.div_ceil(slots),
@@ -104,6 +109,11 @@ impl Ring {
 
     pub(crate) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Relaxed)
+    }
+
+    /// To be asked at the end: whether bytes were lost there.
+    pub(crate) fn is_cut_off(&self) -> bool {
+        self.cut_off.load(Ordering::Relaxed)
     }
 
     pub(crate) fn is_abandoned(&self) -> bool {

@@ -46,7 +46,12 @@ impl<W: Wake> Signal<W> {
 
     /// To be called after a change that the other side may be waiting for.
     pub(crate) fn notify(&self) {
-        if self.gate.open() {
+        self.notify_if(|| true);
+    }
+
+    /// The same, if the change is worth a signal; see [`Gate::open`].
+    pub(crate) fn notify_if(&self, is_worth_it: impl FnOnce() -> bool) {
+        if self.gate.open(is_worth_it) {
             self.signals.fetch_add(1, Ordering::Relaxed);
             self.wake.signal();
         }

@@ -4,7 +4,9 @@
 
 use std::future::Future;
 use std::io;
+use std::sync::mpsc;
 use std::time::Duration;
+use std::{process, thread};
 
 use tokio_krun::{AgentConsoleBackend, AgentStream, Options};
 
@@ -17,11 +19,24 @@ pub(crate) fn pair() -> (AgentStream, AgentConsoleBackend) {
     (stream, port.into_backend())
 }
 
-/// Ends a test that hangs. A lost wake is a failure, not a night at the machine.
+/// Ends the process if a test hangs: a lost wake is a failure, not a night at the machine. From a
+/// thread of its own, as the test may hang its runtime.
 pub(crate) async fn watchdog<F: Future>(test: F) -> F::Output {
-    tokio::time::timeout(Duration::from_secs(120), test)
-        .await
-        .expect("the test hangs")
+    let _deadline = deadline();
+    test.await
+}
+
+/// The same for what is not async, until it is dropped.
+pub(crate) fn deadline() -> mpsc::Sender<()> {
+    let (done, wait) = mpsc::channel();
+    let test = thread::current().name().unwrap_or("?").to_owned();
+    thread::spawn(move || {
+        if wait.recv_timeout(Duration::from_secs(120)) == Err(mpsc::RecvTimeoutError::Timeout) {
+            eprintln!("the test {test} hangs");
+            process::abort();
+        }
+    });
+    done
 }
 
 /// Bytes in which each position is recognisable.

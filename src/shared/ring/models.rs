@@ -1,10 +1,12 @@
 //! The ring, checked by loom: every order in which two threads may see its steps.
 
+use std::io::IoSlice;
+
 use loom::sync::Arc;
 use loom::thread;
 
 use super::*;
-use std::io::IoSlice;
+use crate::shared::gate::models::Sleep;
 
 fn write(ring: &Ring, bytes: &[u8]) -> Result<usize, Refused> {
     ring.write(&[IoSlice::new(bytes)], Admit::Whole)
@@ -88,5 +90,76 @@ fn a_write_that_meets_the_readers_end_is_accounted_for() {
                 assert_eq!(ring.stats().discarded, 0);
             }
         }
+    });
+}
+
+/// Ring, wanted room and gate together, as krun's TX thread and the host use them: the writer
+/// sleeps on a full ring, and the reader signals only when that is worth it.
+#[test]
+fn a_writer_that_sleeps_on_a_full_ring_is_woken() {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(2);
+    model.check(|| {
+        let shared = Arc::new((Ring::new(2, 2), Sleep::new()));
+        write(&shared.0, &[1, 2]).unwrap();
+        let writer = thread::spawn({
+            let shared = Arc::clone(&shared);
+            move || {
+                let (ring, room) = &*shared;
+                if write(ring, &[3, 4]) == Err(Refused::Full) {
+                    room.until(|| ring.has_wanted_room().then_some(()));
+                    assert_eq!(write(ring, &[3, 4]), Ok(2));
+                }
+            }
+        });
+        let (ring, room) = &*shared;
+        let mut bytes = Vec::new();
+        for _ in 0..2 {
+            ring.read(1, |part| bytes.extend_from_slice(part));
+            room.notify_if(|| ring.is_worth_a_wake());
+        }
+        writer.join().unwrap();
+        ring.read(2, |part| bytes.extend_from_slice(part));
+        assert_eq!(bytes, [1, 2, 3, 4]);
+    });
+}
+
+/// The same with the last byte released by another thread, that of the last handle to a chunk.
+#[test]
+fn a_writer_is_woken_by_a_chunk_that_is_given_back() {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(2);
+    model.check(|| {
+        let shared = Arc::new((Ring::new(2, 2), Sleep::new()));
+        write(&shared.0, &[1, 2]).unwrap();
+        let mut lent = None;
+        let handle = shared.0.read_bytes(|bytes, _| {
+            lent = Some(bytes);
+            bytes::Bytes::from_static(&[1])
+        });
+        assert_eq!(handle.unwrap(), [1][..]);
+        let writer = thread::spawn({
+            let shared = Arc::clone(&shared);
+            move || {
+                let (ring, room) = &*shared;
+                if write(ring, &[3, 4]) == Err(Refused::Full) {
+                    room.until(|| ring.has_wanted_room().then_some(()));
+                    assert_eq!(write(ring, &[3, 4]), Ok(2));
+                }
+            }
+        });
+        let holder = thread::spawn({
+            let shared = Arc::clone(&shared);
+            move || {
+                let (ring, room) = &*shared;
+                ring.give_back(lent.unwrap(), 1);
+                room.notify_if(|| ring.is_worth_a_wake());
+            }
+        });
+        let (ring, room) = &*shared;
+        assert_eq!(ring.read(1, |part| assert_eq!(part, [2])), Some(1));
+        room.notify_if(|| ring.is_worth_a_wake());
+        writer.join().unwrap();
+        holder.join().unwrap();
     });
 }

@@ -17,7 +17,9 @@ pub(crate) enum Admit {
     Part,
     /// All of it or nothing; of a write larger than the whole ring, a ringful.
     Whole,
-    /// All of it, never waiting: up to twice the capacity into the ring, or else discarded.
+    /// All of it, never waiting: up to twice the capacity into the ring. With the first byte that
+    /// finds no room the writer's side ends, and what comes from then on is discarded: nothing is
+    /// ever read from behind a hole.
     Over,
 }
 
@@ -40,15 +42,17 @@ impl Ring {
             .fold(0, |sum: usize, source| sum.saturating_add(source.len()));
         let _writer = lock(&self.writer);
         let taken = self.admit(length, admit)?;
+        if taken > 0 {
+            self.push(sources, taken);
+            self.settle();
+        }
         if admit == Admit::Over && taken < length {
-            self.discard(length);
+            self.discard(length.saturating_sub(taken));
+            self.cut_off.store(true, Ordering::Relaxed);
+            // Pairs with the load in `look`.
+            self.closed.store(true, Ordering::Release);
             return Ok(length);
         }
-        if taken == 0 {
-            return Ok(0);
-        }
-        self.push(sources, taken);
-        self.settle();
         Ok(taken)
     }
 

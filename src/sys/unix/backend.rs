@@ -11,8 +11,13 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
 
 use crate::shared::{ConsoleSharedState, Wake};
+
+/// How long krun waits for the answer to an empty write; see rule 8.
+const EMPTY_WRITE: Duration = Duration::from_millis(100);
 
 /// krun's end of the port: an [`msb_krun::ConsolePortBackend`] over the same rings as the
 /// [`AgentStream`](crate::AgentStream).
@@ -30,8 +35,8 @@ use crate::shared::{ConsoleSharedState, Wake};
 ///
 /// 1. `read` answers `Ok(0)` only once the host has hung up and every byte was read: krun takes it
 ///    for the end of the file and ends the port. An empty buffer is answered with `WouldBlock`.
-/// 2. After data, `WouldBlock` comes once before `Ok(0)`: else krun completes the same descriptor
-///    twice.
+/// 2. After data, `Ok(0)` comes only once krun has been through a wait: before that it may still be
+///    at the same chain of descriptors, which it would complete twice.
 /// 3. `read` answers nothing but `Ok(n)` and `WouldBlock`: krun logs an error and tries again.
 /// 4. `read` never blocks: krun holds back the guest's interrupt until `WouldBlock`.
 /// 5. `read_wake_fd` is the same live descriptor for as long as the backend.
@@ -39,19 +44,25 @@ use crate::shared::{ConsoleSharedState, Wake};
 /// 7. `write` takes the whole slice or answers `WouldBlock`; a slice larger than the whole ring,
 ///    which no Linux guest sends, is taken in ringfuls, which krun puts together again. Once the
 ///    host reads no more, everything is accepted, discarded and counted.
-/// 8. `write(&[])` queues nothing, and answers `WouldBlock`: krun would offer the same empty
-///    descriptor again at once, for ever.
-/// 9. `wait_until_writable` sleeps until there is room.
+/// 8. `write(&[])` queues nothing. No driver sends an empty descriptor; a guest that does makes krun
+///    offer the same one again and again, with a look in between whether the port is to stop. So
+///    the answer is `Ok(0)`, but late: ten times a second at most. This is the crate's only timed
+///    wait, and no guest that keeps to virtio meets it.
+/// 9. `wait_until_writable` sleeps until there is room: half the ring, or less once all of it was
+///    read.
 /// 10. [`PortHandle::quiesce`](crate::PortHandle::quiesce) lets a waiting `write` through: krun joins
 ///     the thread it waits in, and does not tell the backend.
 /// 11. No method panics.
 /// 12. What the host writes before the guest has opened its port is kept.
 /// 13. A guest that closes its port is not seen: krun only logs it.
 /// 14. Nothing is lost when krun ends its threads and starts new ones on the same backend.
+///
+/// The methods may be called from any thread, but are made for krun's way: one thread at a time
+/// reads, and one writes and waits.
 #[derive(Debug)]
 pub struct AgentConsoleBackend {
     shared: Arc<ConsoleSharedState>,
-    /// Whether the last `read` gave data. Only the RX thread uses it.
+    /// Whether a `read` has given data since krun last waited. Only the RX thread uses it.
     gave_data: AtomicBool,
 }
 
@@ -81,8 +92,8 @@ impl AgentConsoleBackend {
             self.shared.guest_read(buf)
         });
         match read {
-            Some(0) if self.gave_data.swap(false, Ordering::Relaxed) => {
-                // Rule 2. krun may wait now, and must be back at once.
+            Some(0) if self.gave_data.load(Ordering::Relaxed) => {
+                // Rule 2. krun waits next, and must be back at once.
                 self.shared.rx_data.wake().signal();
                 Err(io::ErrorKind::WouldBlock.into())
             }
@@ -91,10 +102,7 @@ impl AgentConsoleBackend {
                 self.gave_data.store(true, Ordering::Relaxed);
                 Ok(read)
             }
-            None => {
-                self.gave_data.store(false, Ordering::Relaxed);
-                Err(io::ErrorKind::WouldBlock.into())
-            }
+            None => Err(io::ErrorKind::WouldBlock.into()),
         }
     }
 
@@ -114,17 +122,24 @@ impl AgentConsoleBackend {
     ///
     /// # Errors
     ///
-    /// [`WouldBlock`](io::ErrorKind::WouldBlock) if there is no room for them, or if `buf` is
-    /// empty.
+    /// [`WouldBlock`](io::ErrorKind::WouldBlock) if there is no room for them.
     pub fn write(&self, buf: &[u8]) -> io::Result<usize> {
         self.shared.guest_calls();
+        if buf.is_empty() {
+            thread::sleep(EMPTY_WRITE);
+            return Ok(0);
+        }
         self.shared
             .guest_write(buf)
             .ok_or_else(|| io::ErrorKind::WouldBlock.into())
     }
 
     /// The descriptor that is readable when [`read`](Self::read) is worth a call.
+    ///
+    /// krun asks for it at each wait, so asking also says that a descriptor chain has ended
+    /// (rule 2).
     pub fn read_wake_fd(&self) -> RawFd {
+        self.gave_data.store(false, Ordering::Relaxed);
         self.shared.rx_data.wake().as_raw_fd()
     }
 

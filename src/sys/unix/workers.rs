@@ -5,6 +5,7 @@
 //! which krun relies makes the worker panic here, where krun would spin, lose data or hang.
 
 use std::io;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -61,6 +62,10 @@ impl Workers {
         })
     }
 
+    pub(crate) fn have_panicked(&mut self) -> bool {
+        self.rx.has_panicked() || self.tx.has_panicked()
+    }
+
     /// Ends both threads and waits for them, in krun's order (`Port::quiesce`).
     pub(crate) async fn stop(mut self) {
         self.stop.store(true, Ordering::Release);
@@ -92,6 +97,11 @@ impl Worker {
         })
     }
 
+    fn has_panicked(&mut self) -> bool {
+        let ended = self.ended.as_mut().map(oneshot::Receiver::try_recv);
+        matches!(ended, Some(Err(oneshot::error::TryRecvError::Closed)))
+    }
+
     async fn end(&mut self) {
         self.thread.unpark();
         if let Some(ended) = self.ended.take() {
@@ -107,7 +117,7 @@ fn process_rx(
     stop: &AtomicBool,
 ) {
     loop {
-        let Some(mut buffer) = pop_head_blocking(|| virtqueues.pop_rx(), stop) else {
+        let Some(mut buffer) = pop_head_blocking(virtqueues, Virtqueues::pop_rx, stop) else {
             return;
         };
         let (filled, end) = read_to_desc(backend, &mut buffer);
@@ -121,6 +131,7 @@ fn process_rx(
             return;
         }
         if filled == 0 {
+            virtqueues.signal_used_queue();
             wait_until_readable(backend, stop_wake);
         }
         if stop.load(Ordering::Acquire) {
@@ -143,6 +154,11 @@ fn read_to_desc(backend: &AgentConsoleBackend, buffer: &mut [u8]) -> (usize, boo
 }
 
 fn wait_until_readable(backend: &AgentConsoleBackend, stop_wake: &WakePipe) {
+    assert_eq!(
+        backend.read_wake_fd(),
+        backend.wake_fd().as_raw_fd(),
+        "krun would poll another descriptor than before"
+    );
     let mut descriptors = [
         PollFd::from_borrowed_fd(backend.wake_fd(), PollFlags::IN),
         PollFd::new(stop_wake, PollFlags::IN),
@@ -154,18 +170,23 @@ fn wait_until_readable(backend: &AgentConsoleBackend, stop_wake: &WakePipe) {
 }
 
 fn process_tx(backend: &AgentConsoleBackend, virtqueues: &Virtqueues, stop: &AtomicBool) {
-    while let Some(descriptor) = pop_head_blocking(|| virtqueues.pop_tx(), stop) {
-        write_desc_to_output(backend, &descriptor);
+    while let Some(descriptor) = pop_head_blocking(virtqueues, Virtqueues::pop_tx, stop) {
+        write_desc_to_output(backend, virtqueues, &descriptor);
         virtqueues.complete_tx();
     }
 }
 
-fn write_desc_to_output(backend: &AgentConsoleBackend, mut descriptor: &[u8]) {
+fn write_desc_to_output(
+    backend: &AgentConsoleBackend,
+    virtqueues: &Virtqueues,
+    mut descriptor: &[u8],
+) {
     while !descriptor.is_empty() {
         match backend.write(descriptor) {
             Ok(0) => panic!("krun would offer this descriptor again at once"),
             Ok(written) => descriptor = &descriptor[written..],
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                virtqueues.signal_used_queue();
                 backend.wait_until_writable();
             }
             Err(error) => panic!("krun would log this and try again at once: {error}"),
@@ -173,14 +194,19 @@ fn write_desc_to_output(backend: &AgentConsoleBackend, mut descriptor: &[u8]) {
     }
 }
 
-fn pop_head_blocking<T>(mut pop: impl FnMut() -> Option<T>, stop: &AtomicBool) -> Option<T> {
+fn pop_head_blocking<T>(
+    virtqueues: &Virtqueues,
+    pop: fn(&Virtqueues) -> Option<T>,
+    stop: &AtomicBool,
+) -> Option<T> {
     loop {
         if stop.load(Ordering::Acquire) {
             return None;
         }
-        if let Some(descriptor) = pop() {
+        if let Some(descriptor) = pop(virtqueues) {
             return Some(descriptor);
         }
+        virtqueues.signal_used_queue();
         thread::park();
     }
 }
