@@ -23,7 +23,8 @@ pin_project_lite::pin_project! {
     /// Each item is what one of the ring's chunks has left, so its size says nothing of the
     /// guest's writes. It is the ring's own storage, lent out: until it, and each clone and slice
     /// of it, is dropped, its bytes count against the [capacity](crate::Options::capacity). So
-    /// holding chunks never makes the ring grow; hold them all, and the guest waits. Less than half
+    /// holding chunks never makes the ring grow; hold them all, and the guest waits: a message that
+    /// is larger than the capacity must be copied out as it comes. Less than half
     /// a chunk is copied instead, so as not to keep a whole one; such bytes are the holder's own.
     ///
     /// # Writing

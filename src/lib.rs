@@ -39,10 +39,10 @@
 //!
 //! The two directions are named from the guest's side, as virtio's queues are. krun's TX thread
 //! copies what the guest transmits into the `tx_ring`, once; a read copies it out. A write copies
-//! into the `rx_ring`, and krun's RX thread copies that into the guest's buffers. Both rings are
-//! bounded in bytes, and neither side takes a lock that the other may hold. A side that finds
-//! nothing to do arms a wake and sleeps; the other pays for a wake only then, so that under load
-//! neither makes a system call. There is no timer, no polling and no spinning.
+//! into the `rx_ring`, and krun's RX thread copies that into the guest's buffers. [`Chunks`] reads
+//! and writes without the host's copy. Both rings are bounded in bytes, and neither side waits for
+//! the other while that is at its bytes. A side that finds nothing to do arms a wake and sleeps; the
+//! other pays for a wake only then. There is no timer and no polling.
 //!
 //! How the channel ends, from either side, is a table in [`AgentStream`]'s documentation. What
 //! krun's threads demand is listed at [`AgentConsoleBackend`].
@@ -53,6 +53,8 @@
 //!   without the VMM.
 //! - `test-util`: the module `guest`, a guest in this process, to test a host
 //!   program without a VM.
+//! - `tracing`: events of a stream's life (created, opened, hung up, gone) at level `debug`, never
+//!   any payload.
 //!
 //! # Platforms
 //!

@@ -36,14 +36,19 @@ use crate::split::{self, OwnedReadHalf, OwnedWriteHalf, ReadHalf, WriteHalf};
 /// is not seen here: krun does not tell.
 ///
 /// `shutdown` does not hang up because on this device that would silence the guest as well: Linux'
-/// `virtio_console` lets no one write to a port whose host has gone. A port that was hung up cannot
-/// be used again: one port, one stream.
+/// `virtio_console` lets no one write to a port whose host has gone. So a protocol that waits for
+/// the other side's half-close, such as [`copy_bidirectional`], needs a word of its own for that.
+/// A port that was hung up cannot be used again: one port, one stream.
+///
+/// The halves of [`into_split`](Self::into_split) have ends of their own: see [`OwnedReadHalf`] and
+/// [`OwnedWriteHalf`].
 ///
 /// # Flushing
 ///
 /// A write is complete when its bytes are in the ring, from where the VM's own thread takes them,
 /// so [`flush`] has nothing to do. It does not say that the guest
-/// has read them, nor even opened its port; bytes written before that are kept for it.
+/// has read them, nor even opened its port; bytes written before that are kept for it. To wait until
+/// the guest's device has taken them there is [`drained`](Self::drained).
 ///
 /// # Runtimes
 ///
@@ -55,7 +60,32 @@ use crate::split::{self, OwnedReadHalf, OwnedWriteHalf, ReadHalf, WriteHalf};
 ///
 /// Reads and writes are as cancel-safe as tokio's own: [`read`] and
 /// [`write`] that are dropped while they wait have read or written
-/// nothing.
+/// nothing. Each method of this type that waits says so itself.
+///
+/// # Compared with tokio's streams
+///
+/// Methods that tokio's [`UnixStream`] or [`NamedPipeServer`] have too have the same name,
+/// signature and meaning here.
+///
+/// | tokio's | here |
+/// | --- | --- |
+/// | `ready`, `readable`, `writable` | the same; any number of tasks may wait |
+/// | `poll_read_ready`, `poll_write_ready` | the same |
+/// | `try_read`, `try_read_buf`, `try_read_vectored` | the same; one call takes all there is, across chunks |
+/// | `try_write`, `try_write_vectored` | the same |
+/// | `split`, `into_split`, `reunite`, `forget` | the same. Unlike a `UnixStream`'s, `OwnedReadHalf` has `forget` too, as dropping it says something here |
+/// | `AsyncRead`, `AsyncWrite` with vectored writes | the same, but `shutdown` is not seen by the peer, see [Ends](#ends) |
+/// | `pair` | [`new`](Self::new), and [`Options::create`]: the other end is an [`AgentPort`], not a stream |
+/// | `connect`, `from_std`, `into_std`, `as_raw_fd` | none: there is no socket, and the bytes pass through no descriptor |
+/// | `try_io`, `async_io` | none: they are for system calls of the caller's own on that descriptor |
+/// | `peek` (`TcpStream`) | [`fill_buf`](https://docs.rs/tokio/1/tokio/io/trait.AsyncBufReadExt.html#method.fill_buf), of `AsyncBufRead`, which tokio's streams lack |
+/// | `local_addr`, `peer_addr`, `peer_cred`, `take_error` | none: the one peer is the VM's guest, and there are no pending errors |
+/// | `disconnect` (`NamedPipeServer`) | [`hang_up`](Self::hang_up), for good |
+/// | – | [`drained`](Self::drained), [`guest_opened`](Self::guest_opened), [`stats`](Self::stats), and [`Chunks`](crate::Chunks) |
+///
+/// [`UnixStream`]: tokio::net::UnixStream
+/// [`NamedPipeServer`]: https://docs.rs/tokio/1/x86_64-pc-windows-msvc/tokio/net/windows/named_pipe/struct.NamedPipeServer.html
+/// [`copy_bidirectional`]: https://docs.rs/tokio/1/tokio/io/fn.copy_bidirectional.html
 ///
 /// # Examples
 ///

@@ -7,22 +7,8 @@ use std::io;
 use common::{SMALL, is_would_block, pattern, watchdog};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_krun::guest::Guest;
-use tokio_krun::{
-    AgentStream, Options, OwnedReadHalf, OwnedWriteHalf, PortHandle, ReadHalf, ReuniteError,
-    WriteHalf,
-};
+use tokio_krun::{AgentStream, Options, PortHandle, ReuniteError};
 use tokio_test::assert_pending;
-
-fn assert_send_sync_unpin<T: Send + Sync + Unpin>() {}
-
-#[test]
-fn every_half_is_send_sync_and_unpin() {
-    assert_send_sync_unpin::<ReadHalf<'_>>();
-    assert_send_sync_unpin::<WriteHalf<'_>>();
-    assert_send_sync_unpin::<OwnedReadHalf>();
-    assert_send_sync_unpin::<OwnedWriteHalf>();
-    assert_send_sync_unpin::<ReuniteError>();
-}
 
 fn boot(options: &Options) -> (AgentStream, PortHandle, Guest) {
     let (stream, port) = options.create().unwrap();

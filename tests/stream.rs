@@ -11,24 +11,50 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use bytes::Bytes;
 use common::{SMALL, fill, pair, pattern, watchdog};
 use futures::{SinkExt, StreamExt};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, Interest};
 use tokio_krun::guest::{Guest, GuestPort};
-use tokio_krun::{AgentConsoleBackend, AgentPort, AgentStream, Error, Options, PortHandle};
+use tokio_krun::{
+    AgentConsoleBackend, AgentPort, AgentStream, Chunks, Error, Options, OwnedReadHalf,
+    OwnedWriteHalf, PortHandle, ReadHalf, ReuniteError, RingStats, Stats, WriteHalf,
+};
 use tokio_test::{assert_pending, assert_ready, assert_ready_ok};
 use tokio_util::codec::{Framed, LengthDelimitedCodec};
 
-fn assert_send_sync_unpin_static<T: Send + Sync + Unpin + 'static>() {}
+/// Auto traits are part of the API: each public type has them all.
+const _: () = {
+    const fn assert_auto<T: Send + Sync + Unpin>() {}
+    const fn assert_auto_and_static<T: Send + Sync + Unpin + 'static>() {}
+    assert_auto_and_static::<AgentStream>();
+    assert_auto_and_static::<OwnedReadHalf>();
+    assert_auto_and_static::<OwnedWriteHalf>();
+    assert_auto_and_static::<ReuniteError>();
+    assert_auto::<ReadHalf<'_>>();
+    assert_auto::<WriteHalf<'_>>();
+    assert_auto_and_static::<Chunks<AgentStream>>();
+    assert_auto::<Chunks<&mut OwnedReadHalf>>();
+    assert_auto_and_static::<AgentPort>();
+    assert_auto_and_static::<PortHandle>();
+    assert_auto_and_static::<AgentConsoleBackend>();
+    assert_auto_and_static::<Options>();
+    assert_auto_and_static::<Stats>();
+    assert_auto_and_static::<RingStats>();
+    assert_auto_and_static::<Error>();
+    assert_auto_and_static::<Guest>();
+    assert_auto_and_static::<GuestPort>();
+};
 
-#[test]
-fn every_public_type_is_send_sync_unpin_and_static() {
-    assert_send_sync_unpin_static::<AgentStream>();
-    assert_send_sync_unpin_static::<AgentPort>();
-    assert_send_sync_unpin_static::<PortHandle>();
-    assert_send_sync_unpin_static::<AgentConsoleBackend>();
-    assert_send_sync_unpin_static::<Options>();
-    assert_send_sync_unpin_static::<Error>();
-    assert_send_sync_unpin_static::<Guest>();
-    assert_send_sync_unpin_static::<GuestPort>();
+/// So are those of what its methods return: they are awaited in spawned tasks.
+#[tokio::test]
+async fn futures_are_send() {
+    fn assert_send<T: Send>(_: T) {}
+    let (mut stream, _backend) = pair();
+    assert_send(stream.readable());
+    assert_send(stream.writable());
+    assert_send(stream.ready(Interest::READABLE));
+    assert_send(stream.guest_opened());
+    assert_send(stream.drained());
+    assert_send(stream.fill_buf());
+    assert_send(Chunks::new(stream).next());
 }
 
 async fn both_ways_at_once() {
