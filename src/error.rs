@@ -2,8 +2,6 @@
 
 use std::io;
 
-use crate::options::Options;
-
 /// Why a stream could not be made, or why it takes no more.
 ///
 /// The stream's own methods return [`io::Error`], as each of tokio's streams; one that comes from
@@ -23,17 +21,17 @@ use crate::options::Options;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// [`Options::capacity`] is out of its bounds.
-    #[error(
-        "a capacity of {capacity} bytes is out of bounds: choose {min} to {max} bytes",
-        min = Options::MIN_CAPACITY,
-        max = Options::MAX_CAPACITY
-    )]
+    /// [`Options::capacity`](crate::Options::capacity) is out of its bounds.
+    #[error("a capacity of {capacity} bytes is out of bounds: choose {least} to {most} bytes")]
     Capacity {
         /// What was asked for, in bytes.
         capacity: usize,
+        /// The least that is allowed, in bytes.
+        least: usize,
+        /// The most that is allowed, in bytes.
+        most: usize,
     },
-    /// [`Options::slots`] is out of its bounds for the capacity.
+    /// [`Options::slots`](crate::Options::slots) is out of its bounds for the capacity.
     #[error("{slots} slots are out of bounds for this capacity: choose 2 to {most}")]
     Slots {
         /// What was asked for.

@@ -96,7 +96,7 @@ impl Options {
         if tokio::runtime::Handle::try_current().is_err() {
             return Err(Error::NoRuntime);
         }
-        let shared = Arc::new(ConsoleSharedState::new(self)?);
+        let shared = Arc::new(ConsoleSharedState::new(self.capacity, self.slots)?);
         let stream = AgentStream::register(Arc::clone(&shared), self.hang_up_on_drop)?;
         Ok((stream, AgentPort::new(shared)))
     }
@@ -105,6 +105,8 @@ impl Options {
         if !(Self::MIN_CAPACITY..=Self::MAX_CAPACITY).contains(&self.capacity) {
             return Err(Error::Capacity {
                 capacity: self.capacity,
+                least: Self::MIN_CAPACITY,
+                most: Self::MAX_CAPACITY,
             });
         }
         let most = Self::MAX_SLOTS.min(self.capacity / Self::MIN_CHUNK);

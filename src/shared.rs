@@ -16,7 +16,6 @@ mod signal;
 
 use std::{fmt, io};
 
-use crate::options::Options;
 use crate::stats::{RingStats, Stats};
 use crate::sync::{AtomicBool, AtomicU64};
 use crate::sys;
@@ -50,9 +49,10 @@ pub(crate) struct ConsoleSharedState {
 }
 
 impl ConsoleSharedState {
-    /// `options` are valid.
-    pub(crate) fn new(options: &Options) -> io::Result<Self> {
-        let ring = || Ring::new(options.capacity, options.slots);
+    /// Two rings of `capacity` bytes in `slots` chunks each: valid numbers, see
+    /// [`Options`](crate::Options).
+    pub(crate) fn new(capacity: usize, slots: usize) -> io::Result<Self> {
+        let ring = || Ring::new(capacity, slots);
         Ok(Self {
             tx_ring: ring(),
             rx_ring: ring(),

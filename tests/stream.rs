@@ -310,7 +310,7 @@ async fn options_are_validated() {
     let error = |options: Options| options.create().map(drop).unwrap_err();
     for capacity in [0, 1, SMALL - 1, (1 << 30) + 1, usize::MAX] {
         let error = error(Options::new().capacity(capacity));
-        assert!(matches!(error, Error::Capacity { capacity: c } if c == capacity));
+        assert!(matches!(error, Error::Capacity { capacity: c, .. } if c == capacity));
         assert!(error.to_string().contains("32768 to 1073741824"), "{error}");
         assert_eq!(io::Error::from(error).kind(), io::ErrorKind::InvalidInput);
     }
