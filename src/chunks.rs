@@ -137,8 +137,16 @@ impl<S: WriteChunks> Sink<Bytes> for Chunks<S> {
         self.poll_flush(cx)
     }
 
+    /// # Panics
+    ///
+    /// If it was not [ready](Self::poll_ready): the item before this one would be lost.
     fn start_send(self: Pin<&mut Self>, item: Bytes) -> io::Result<()> {
-        *self.project().pending = item;
+        let this = self.project();
+        assert!(
+            this.pending.is_empty(),
+            "`start_send` called before `poll_ready` was ready"
+        );
+        *this.pending = item;
         Ok(())
     }
 

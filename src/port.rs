@@ -1,7 +1,7 @@
 //! The port as the program that builds the VM holds it.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::shared::ConsoleSharedState;
 use crate::stats::Stats;
@@ -75,6 +75,7 @@ impl AgentPort {
     /// until the stream is **dropped**, or for `limit` if it is not. So a host that reads to the
     /// end, handles what it read and then drops its stream misses nothing.
     ///
+    /// A VM with several ports has one hook for them all: [`exit_hook_for`](Self::exit_hook_for).
     /// Observers run in the order they were added, on the thread that runs the VM; a host that is
     /// to do more than that before the process ends can wait for it in an observer of its own,
     /// added after this one.
@@ -89,7 +90,7 @@ impl AgentPort {
     ///
     #[cfg_attr(feature = "msb_krun", doc = "```no_run")]
     #[cfg_attr(not(feature = "msb_krun"), doc = "```ignore")]
-    /// use std::time::Duration;
+    /// use std::time::{Duration, Instant};
     ///
     /// use msb_krun::VmBuilder;
     /// use tokio_krun::AgentStream;
@@ -103,11 +104,36 @@ impl AgentPort {
     /// # Ok(()) }
     /// ```
     #[must_use = "the hook does nothing until `VmBuilder::on_exit` has it"]
-    pub fn exit_hook(&self, limit: Duration) -> impl Fn(i32) + Send + Sync + 'static {
-        let shared = Arc::clone(&self.shared);
-        move |_exit_code| {
-            shared.guest_end();
-            shared.wait_until_host_stops_reading(limit);
+    pub fn exit_hook(&self, limit: Duration) -> impl Fn(i32) + Send + Sync + use<> + 'static {
+        exit_hook_for(vec![Arc::clone(&self.shared)], limit)
+    }
+
+    /// One [exit hook](Self::exit_hook) for several ports of a VM: all their streams end at once,
+    /// and `limit` is for all of them together.
+    ///
+    /// A hook for each would run one after another: the second stream would not end before the
+    /// first was dropped.
+    #[must_use = "the hook does nothing until `VmBuilder::on_exit` has it"]
+    pub fn exit_hook_for<'a>(
+        ports: impl IntoIterator<Item = &'a Self>,
+        limit: Duration,
+    ) -> impl Fn(i32) + Send + Sync + 'static {
+        let ports = ports.into_iter().map(|port| Arc::clone(&port.shared));
+        exit_hook_for(ports.collect(), limit)
+    }
+}
+
+fn exit_hook_for(
+    ports: Vec<Arc<ConsoleSharedState>>,
+    limit: Duration,
+) -> impl Fn(i32) + Send + Sync + 'static {
+    move |_exit_code| {
+        let began = Instant::now();
+        for port in &ports {
+            port.guest_end();
+        }
+        for port in &ports {
+            port.wait_until_host_stops_reading(limit.saturating_sub(began.elapsed()));
         }
     }
 }

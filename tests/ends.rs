@@ -11,7 +11,7 @@ use std::time::Duration;
 use common::{SMALL, pair, pattern, watchdog};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_krun::guest::Guest;
-use tokio_krun::{AgentStream, Options};
+use tokio_krun::{AgentPort, AgentStream, Options};
 use tokio_test::assert_pending;
 
 fn assert_broken_pipe<T: std::fmt::Debug>(result: io::Result<T>) {
@@ -204,6 +204,24 @@ async fn the_exit_hook_holds_the_end_back_until_the_stream_is_dropped() {
         assert!(!krun.is_finished(), "the host has not finished with it");
         drop(stream);
         assert_eq!(krun.join().unwrap(), 7);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn one_exit_hook_ends_several_streams_at_once() {
+    watchdog(async {
+        let (mut first, first_port) = AgentStream::new().unwrap();
+        let (mut second, second_port) = AgentStream::new().unwrap();
+        let hook = AgentPort::exit_hook_for([&first_port, &second_port], Duration::MAX);
+        let krun = thread::spawn(move || hook(0));
+        // The second first, with the first one held.
+        assert_eq!(second.read(&mut [0; 8]).await.unwrap(), 0);
+        assert_eq!(first.read(&mut [0; 8]).await.unwrap(), 0);
+        drop(first);
+        assert!(!krun.is_finished());
+        drop(second);
+        krun.join().unwrap();
     })
     .await;
 }

@@ -5,12 +5,17 @@
 //! runs in a child process, and passes only if that ended well *and* left word that the test had
 //! come to its end.
 
+mod ends;
+#[path = "agent/src/pattern.rs"]
+mod pattern;
 mod scenarios;
 mod vm;
 
 use std::env;
 use std::fs;
-use std::process::{self, Command, ExitCode};
+use std::io::{self, Read};
+use std::process::{self, Command, ExitCode, Stdio};
+use std::thread;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 
@@ -30,8 +35,7 @@ fn main() -> ExitCode {
              *** `tests/microvm/run` runs them, on any x86-64 Linux machine.\n"
         );
     }
-    let trials = scenarios::ALL
-        .iter()
+    let trials = tests()
         .map(|(name, _)| {
             Trial::test(*name, move || in_child(name)).with_ignored_flag(missing.is_some())
         })
@@ -39,13 +43,21 @@ fn main() -> ExitCode {
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
+fn tests() -> impl Iterator<Item = &'static (&'static str, scenarios::Scenario)> {
+    scenarios::ALL.iter().chain(ends::ALL)
+}
+
 /// Runs one test in a process that its VM may end.
 fn in_child(name: &str) -> Result<(), Failed> {
     let verdict = env::temp_dir().join(format!("tokio-krun-{name}-{}", process::id()));
-    let status = Command::new(env::current_exe()?)
+    let mut child = Command::new(env::current_exe()?)
         .env(CHILD, name)
         .env(VERDICT, &verdict)
-        .status()?;
+        .stdin(Stdio::piped())
+        .spawn()?;
+    // Closed by the system if this process is killed, at a time limit: see `end_with_parent`.
+    let _stdin = child.stdin.take();
+    let status = child.wait()?;
     let word = fs::read_to_string(&verdict).unwrap_or_default();
     let _ = fs::remove_file(&verdict);
     if !status.success() {
@@ -57,12 +69,20 @@ fn in_child(name: &str) -> Result<(), Failed> {
     Ok(())
 }
 
+/// Ends this process when its parent has gone, whatever becomes of the test.
+fn end_with_parent() {
+    thread::spawn(|| {
+        let _ = io::stdin().read(&mut [0]);
+        process::exit(101);
+    });
+}
+
 /// Plays one test to its end, and ends the process.
 fn play(name: &str) -> ! {
-    let (_, scenario) = scenarios::ALL
-        .iter()
+    let (_, scenario) = tests()
         .find(|(known, _)| *known == name)
         .expect("the parent names a test of ours");
+    end_with_parent();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()

@@ -1,8 +1,6 @@
 //! The tests, each with the part of its name that the agent plays (`agent/src/scenario.rs`).
 
-#[path = "agent/src/pattern.rs"]
-mod pattern;
-
+use std::array;
 use std::fs;
 use std::future::Future;
 use std::io;
@@ -13,13 +11,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::{SinkExt, StreamExt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio_krun::{AgentStream, Options};
+use tokio::task::JoinHandle;
+use tokio_krun::{AgentStream, Options, OwnedReadHalf, OwnedWriteHalf};
 use tokio_util::codec::{Framed, LengthDelimitedCodec};
 
+use crate::pattern::{FROM_GUEST, FROM_HOST, Pattern};
 use crate::vm::{Calls, Vm};
-use pattern::{FROM_GUEST, FROM_HOST, Pattern};
 
-type Scenario = fn() -> Pin<Box<dyn Future<Output = ()>>>;
+pub(crate) type Scenario = fn() -> Pin<Box<dyn Future<Output = ()>>>;
 
 pub(crate) const ALL: &[(&str, Scenario)] = &[
     ("greeting_and_echo", || Box::pin(greeting_and_echo())),
@@ -40,11 +39,15 @@ pub(crate) const ALL: &[(&str, Scenario)] = &[
     ("a_host_that_stalls_makes_the_guest_wait", || {
         Box::pin(stall())
     }),
+    ("pause_and_resume_with_a_full_ring", || {
+        Box::pin(pause_and_resume())
+    }),
+    ("four_ports_at_once", || Box::pin(four_ports())),
 ];
 
-const MIB: usize = 1024 * 1024;
+pub(crate) const MIB: usize = 1024 * 1024;
 
-fn generate(seed: u64, length: usize) -> Vec<u8> {
+pub(crate) fn generate(seed: u64, length: usize) -> Vec<u8> {
     let mut bytes = vec![0; length];
     Pattern::new(seed).fill(&mut bytes);
     bytes
@@ -95,18 +98,36 @@ async fn frames() {
 }
 
 async fn traffic() {
-    const LENGTH: usize = 64 * MIB;
-    let (mut stream, port) = AgentStream::new().unwrap();
+    let (stream, port) = AgentStream::new().unwrap();
     let mut vm = Vm::boot("traffic", port);
-    stream.write_u64_le(LENGTH as u64).await.unwrap();
-    stream.write_u64_le(LENGTH as u64).await.unwrap();
-    let (mut reading, mut writing) = tokio::io::split(stream);
+    drop(exchange(stream, 0, 64 * MIB).await);
+    vm.ended().await;
+}
 
+/// The host's part of the agent's `traffic`, of `length` bytes each way, over the port with this
+/// number.
+async fn exchange(stream: AgentStream, number: u64, length: usize) -> AgentStream {
+    let (mut reading, sender) = begin_exchange(stream, number, length).await;
+    let mut pattern = Pattern::new(FROM_GUEST + number);
+    receive(&mut reading, &mut pattern, length).await;
+    end_exchange(reading, sender, length).await
+}
+
+type Sender = JoinHandle<(OwnedWriteHalf, u32)>;
+
+async fn begin_exchange(
+    mut stream: AgentStream,
+    number: u64,
+    length: usize,
+) -> (OwnedReadHalf, Sender) {
+    stream.write_u64_le(length as u64).await.unwrap();
+    stream.write_u64_le(length as u64).await.unwrap();
+    let (reading, mut writing) = stream.into_split();
     let sender = tokio::spawn(async move {
-        let mut pattern = Pattern::new(FROM_HOST);
+        let mut pattern = Pattern::new(FROM_HOST + number);
         let mut checksum = crc32fast::Hasher::new();
         let mut piece = vec![0; 60_000];
-        let mut left = LENGTH;
+        let mut left = length;
         while left > 0 {
             let length = piece.len().min(left);
             pattern.fill(&mut piece[..length]);
@@ -116,9 +137,13 @@ async fn traffic() {
         }
         (writing, checksum.finalize())
     });
-    let mut pattern = Pattern::new(FROM_GUEST);
+    (reading, sender)
+}
+
+/// Reads so many bytes, each of which must be the pattern's next.
+async fn receive(reading: &mut OwnedReadHalf, pattern: &mut Pattern, length: usize) {
     let mut piece = vec![0; 60_000];
-    let mut left = LENGTH;
+    let mut left = length;
     while left > 0 {
         let length = piece.len().min(left);
         let read = reading.read(&mut piece[..length]).await.unwrap();
@@ -126,15 +151,17 @@ async fn traffic() {
         pattern.check(&piece[..read]).expect("the guest's bytes");
         left -= read;
     }
+}
 
+/// Holds what the guest says that it received against what was sent, and reads to the end.
+async fn end_exchange(mut reading: OwnedReadHalf, sender: Sender, length: usize) -> AgentStream {
     let (mut writing, checksum) = sender.await.unwrap();
-    assert_eq!(reading.read_u64_le().await.unwrap(), LENGTH as u64);
+    assert_eq!(reading.read_u64_le().await.unwrap(), length as u64);
     assert_eq!(reading.read_u32_le().await.unwrap(), checksum);
     assert_eq!(reading.read_u32_le().await.unwrap(), 1, "the guest's check");
     writing.write_u8(0).await.unwrap();
     assert_eq!(reading.read(&mut [0; 8]).await.unwrap(), 0);
-    drop((reading, writing));
-    vm.ended().await;
+    reading.reunite(writing).unwrap()
 }
 
 async fn late_open() {
@@ -187,18 +214,22 @@ async fn exit_after_quiesce() {
 
     handle.quiesce();
     vm.exit.trigger();
-    // What got through is there, in order, and then the end.
+    // What got through is there, in order, and then the end; or, if the guest was faster than this
+    // reader, an error where its bytes found no room.
     let mut received = Vec::new();
-    stream.read_to_end(&mut received).await.unwrap();
+    if let Err(error) = stream.read_to_end(&mut received).await {
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+        assert_ne!(handle.stats().tx.discarded, 0);
+    }
     assert!(received.len() >= 64 * 1024 - 1);
     assert!(generate(FROM_GUEST, received.len() + 1)[1..] == received);
+    drop(stream);
+    vm.ended().await;
     let handed_over = vm.calls.written.load(Ordering::SeqCst);
     assert_eq!(
         handed_over,
         1 + received.len() as u64 + handle.stats().tx.discarded
     );
-    drop(stream);
-    vm.ended().await;
 }
 
 async fn exit_after_drop() {
@@ -257,5 +288,65 @@ async fn stall() {
     stream.write_u8(0).await.unwrap();
     assert_eq!(stream.read(&mut [0; 8]).await.unwrap(), 0);
     drop(stream);
+    vm.ended().await;
+}
+
+/// A pause stops the vCPUs, not the devices: krun's TX thread sleeps on in a full ring, or goes on
+/// with what the guest has queued.
+async fn pause_and_resume() {
+    const LENGTH: usize = 10 * MIB;
+    const CAPACITY: usize = 256 * 1024;
+    const ROUNDS: usize = 4;
+    // More than the ring and the guest's queue hold, so that the ring is full again after each.
+    const STEP: usize = 2 * MIB;
+    let (stream, port) = Options::new().capacity(CAPACITY).create().unwrap();
+    let mut vm = Vm::boot("traffic", port);
+    let (mut reading, sender) = begin_exchange(stream, 0, LENGTH).await;
+    let mut pattern = Pattern::new(FROM_GUEST);
+    for round in 0..ROUNDS {
+        // The guest has always more to write, so then krun's TX thread waits.
+        while reading.stats().tx.queued < CAPACITY as u64 {
+            vm.calls.tx_waits.notified().await;
+        }
+        let generation = vm.control.pause().unwrap();
+        if round % 2 == 0 {
+            // With the vCPU at rest: krun goes on with what the guest has queued.
+            receive(&mut reading, &mut pattern, CAPACITY).await;
+            vm.control.resume(generation).unwrap();
+            receive(&mut reading, &mut pattern, STEP - CAPACITY).await;
+        } else {
+            let before = vm.calls.written.load(Ordering::SeqCst);
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            assert_eq!(vm.calls.written.load(Ordering::SeqCst), before);
+            vm.control.resume(generation).unwrap();
+            receive(&mut reading, &mut pattern, STEP).await;
+        }
+    }
+    receive(&mut reading, &mut pattern, LENGTH - ROUNDS * STEP).await;
+    drop(end_exchange(reading, sender, LENGTH).await);
+    vm.ended().await;
+}
+
+/// Each port's bytes are generated from a seed of its own, so none may stray.
+async fn four_ports() {
+    const LENGTH: usize = 5 * MIB;
+    let streams: [_; 4] = array::from_fn(|_| AgentStream::new().unwrap());
+    let [(s0, p0), (s1, p1), (s2, p2), (s3, p3)] = streams;
+    let names = ["agent", "agent1", "agent2", "agent3"];
+    let mut vm = Vm::boot_with(
+        "ports",
+        [
+            (names[0], p0),
+            (names[1], p1),
+            (names[2], p2),
+            (names[3], p3),
+        ],
+    );
+    let tasks = (0..).zip([s0, s1, s2, s3]).map(|(number, stream)| {
+        tokio::spawn(async move { exchange(stream, number, LENGTH).await })
+    });
+    for task in tasks.collect::<Vec<_>>() {
+        task.await.unwrap();
+    }
     vm.ended().await;
 }

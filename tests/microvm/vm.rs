@@ -1,5 +1,6 @@
 //! Booting a microVM with the agent in it, and seeing how it ends.
 
+use std::array;
 use std::env;
 use std::io;
 use std::os::fd::RawFd;
@@ -8,7 +9,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use msb_krun::{ConsolePortBackend, ExitHandle, VmBuilder};
+use msb_krun::{ConsolePortBackend, ExitHandle, VmBuilder, VmControl};
 use tokio::sync::{Notify, mpsc};
 use tokio_krun::{AgentConsoleBackend, AgentPort};
 
@@ -27,16 +28,22 @@ pub(crate) fn missing() -> Option<String> {
 
 pub(crate) struct Vm {
     pub(crate) exit: ExitHandle,
+    pub(crate) control: VmControl,
+    /// Those of the first port.
     pub(crate) calls: Arc<Calls>,
     ended: mpsc::UnboundedReceiver<i32>,
 }
 
-/// What krun's threads have done to the port.
+/// What krun's threads have done to a port.
 #[derive(Default)]
 pub(crate) struct Calls {
     /// Bytes that krun handed over.
     pub(crate) written: AtomicU64,
     pub(crate) writes: AtomicU64,
+    /// Bytes that krun took for the guest.
+    pub(crate) read: AtomicU64,
+    /// Bytes have moved.
+    moved: Notify,
     /// A wait for room has begun.
     pub(crate) tx_waits: Notify,
     /// The number of krun's TX thread, once it has written.
@@ -44,10 +51,20 @@ pub(crate) struct Calls {
 }
 
 impl Vm {
-    /// Boots a VM whose agent plays `scenario` over `port`.
+    /// Boots a VM whose agent plays `scenario` over `port`, which it knows as "agent".
     pub(crate) fn boot(scenario: &str, port: AgentPort) -> Self {
+        Self::boot_with(scenario, [("agent", port)])
+    }
+
+    /// Boots a VM whose agent plays `scenario` over `ports`, each with its name.
+    pub(crate) fn boot_with<const N: usize>(
+        scenario: &str,
+        ports: [(&'static str, AgentPort); N],
+    ) -> Self {
         let (say, ended) = mpsc::unbounded_channel();
-        let calls = Arc::new(Calls::default());
+        let calls: [Arc<Calls>; N] = array::from_fn(|_| Arc::default());
+        let last_words =
+            AgentPort::exit_hook_for(ports.iter().map(|(_, port)| port), Duration::from_secs(60));
         let vm = VmBuilder::new()
             .machine(|machine| machine.vcpus(1).memory_mib(256))
             .kernel(|kernel| {
@@ -56,29 +73,40 @@ impl Vm {
             })
             .fs(|fs| fs.root(env::var_os(ROOT).expect("checked by `missing`")))
             .exec(|exec| exec.path("/init").args([scenario]))
-            .on_exit(port.exit_hook(Duration::from_secs(60)))
+            .on_exit(last_words)
             .on_exit(move |code| {
                 // The test now ends the process itself.
                 let _ = say.send(code);
                 thread::sleep(Duration::from_secs(60));
             })
             .console(|console| {
-                let backend = Counted {
-                    backend: port.into_backend(),
-                    calls: Arc::clone(&calls),
-                };
-                console
-                    .disable_implicit()
-                    .custom("agent", Box::new(backend))
+                let ports = ports.into_iter().zip(&calls);
+                ports.fold(
+                    console.disable_implicit(),
+                    |console, ((name, port), calls)| {
+                        let backend = Counted {
+                            backend: port.into_backend(),
+                            calls: Arc::clone(calls),
+                        };
+                        console.custom(name, Box::new(backend))
+                    },
+                )
             })
             .build()
             .expect("the VM can be built");
         let exit = vm.exit_handle();
+        let control = vm.control_handle();
         thread::spawn(move || {
             let error = vm.enter().expect_err("it does not return");
             panic!("the VM cannot be entered: {error}");
         });
-        Self { exit, calls, ended }
+        let calls = calls.into_iter().next().expect("there is a port");
+        Self {
+            exit,
+            control,
+            calls,
+            ended,
+        }
     }
 
     /// Waits until krun has stopped the port and run the exit observers, and would end the
@@ -93,6 +121,23 @@ impl Vm {
     }
 }
 
+impl Calls {
+    /// Waits until krun has handed over `count` bytes in all, and asserts that it is no more.
+    pub(crate) async fn written(&self, count: u64) {
+        while self.written.load(Ordering::SeqCst) < count {
+            self.moved.notified().await;
+        }
+        assert_eq!(self.written.load(Ordering::SeqCst), count);
+    }
+
+    /// Waits until krun has taken `count` bytes in all.
+    pub(crate) async fn read(&self, count: u64) {
+        while self.read.load(Ordering::SeqCst) < count {
+            self.moved.notified().await;
+        }
+    }
+}
+
 /// The port's backend, with each call counted.
 struct Counted {
     backend: AgentConsoleBackend,
@@ -101,7 +146,10 @@ struct Counted {
 
 impl ConsolePortBackend for Counted {
     fn read(&self, buf: &mut [u8]) -> io::Result<usize> {
-        self.backend.read(buf)
+        let read = self.backend.read(buf)?;
+        self.calls.read.fetch_add(read as u64, Ordering::SeqCst);
+        self.calls.moved.notify_one();
+        Ok(read)
     }
 
     fn write(&self, buf: &[u8]) -> io::Result<usize> {
@@ -115,6 +163,7 @@ impl ConsolePortBackend for Counted {
         self.calls
             .written
             .fetch_add(written as u64, Ordering::SeqCst);
+        self.calls.moved.notify_one();
         Ok(written)
     }
 

@@ -1,11 +1,12 @@
 //! PID 1 of the microVMs that tokio-krun's tests boot: plays the guest's side of one scenario over
-//! the virtio-console port "agent", then ends the VM.
+//! the virtio-console port "agent" (some over further ports too), then ends the VM.
 //!
 //! The scenario is the first argument, which is what the host gave to `ExecBuilder::args`: the
 //! kernel hands the words after `--` on its command line to its init. `scenario.rs` lists them.
 
 mod pattern;
 mod port;
+mod remote;
 mod scenario;
 
 use std::fmt::Display;

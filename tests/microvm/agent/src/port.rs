@@ -1,4 +1,4 @@
-//! The virtio-console port named "agent", as the guest's kernel shows it.
+//! A virtio-console port, as the guest's kernel shows it.
 
 use std::fs;
 use std::io;
@@ -7,11 +7,12 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
-const NAME: &str = "agent";
+/// The port that each scenario talks over; some use others besides.
+pub const AGENT: &str = "agent";
 const PORTS: &str = "/sys/class/virtio-ports";
 
 /// How long the port's name may take to show up: the host sends it over the device's control
@@ -25,18 +26,18 @@ pub struct Port {
 impl Port {
     /// Opens the port non-blocking: reads and writes wait in `poll(2)`, where they also see the
     /// host hang up.
-    pub fn open() -> io::Result<Self> {
-        Self::open_with(OFlags::NONBLOCK)
+    pub fn open(name: &str) -> io::Result<Self> {
+        Self::open_with(name, OFlags::NONBLOCK)
     }
 
     /// Opens the port for blocking reads and writes. A write that is waiting when the host hangs
     /// up never returns: that is how Linux does it.
-    pub fn open_blocking() -> io::Result<Self> {
-        Self::open_with(OFlags::empty())
+    pub fn open_blocking(name: &str) -> io::Result<Self> {
+        Self::open_with(name, OFlags::empty())
     }
 
-    fn open_with(flags: OFlags) -> io::Result<Self> {
-        let path = find()?;
+    fn open_with(name: &str, flags: OFlags) -> io::Result<Self> {
+        let path = find(name)?;
         let flags = flags | OFlags::RDWR | OFlags::CLOEXEC;
         let fd = rustix::fs::open(&path, flags, Mode::empty())
             .map_err(|e| io::Error::new(e.kind(), format!("open {}: {e}", path.display())))?;
@@ -51,6 +52,13 @@ impl Port {
     /// Writes what there is room for: `None` if there is none.
     pub fn try_write(&self, buf: &[u8]) -> io::Result<Option<usize>> {
         retried(|| rustix::io::write(&self.fd, buf))
+    }
+
+    /// What there is now of `IN`, `OUT` and `HUP`.
+    pub fn ready(&self) -> io::Result<PollFlags> {
+        let mut fds = [PollFd::new(&self.fd, PollFlags::IN | PollFlags::OUT)];
+        poll(&mut fds, Some(&Timespec::default()))?;
+        Ok(fds[0].revents())
     }
 
     /// Sleeps until one of `wanted`, or a hang-up, has come. `BrokenPipe` if the host has hung up
@@ -132,15 +140,15 @@ fn retried(mut call: impl FnMut() -> rustix::io::Result<usize>) -> io::Result<Op
     }
 }
 
-/// The device file of the port with our name. krun tells the guest that the host's end is open
+/// The device file of the port with this name. krun tells the guest that the host's end is open
 /// before it tells the name, so a port found here does not begin with an end of file.
-fn find() -> io::Result<PathBuf> {
+fn find(wanted: &str) -> io::Result<PathBuf> {
     let started = Instant::now();
     loop {
         for entry in fs::read_dir(PORTS).into_iter().flatten() {
             let entry = entry?;
             match fs::read_to_string(entry.path().join("name")) {
-                Ok(name) if name.trim_end() == NAME => {
+                Ok(name) if name.trim_end() == wanted => {
                     return Ok(PathBuf::from("/dev").join(entry.file_name()));
                 }
                 _ => {} // another port, or one whose name has not come yet
@@ -149,7 +157,7 @@ fn find() -> io::Result<PathBuf> {
         if started.elapsed() > NAME_LIMIT {
             return Err(io::Error::new(
                 io::ErrorKind::NotFound,
-                format!("no port named {NAME:?} in {PORTS}"),
+                format!("no port named {wanted:?} in {PORTS}"),
             ));
         }
         thread::sleep(Duration::from_millis(5));

@@ -1,6 +1,6 @@
 //! What the guest does, by name. Integers are little-endian except a frame's length; payload is
 //! that of `pattern.rs`, from the guest with the seed `FROM_GUEST` and from the host with
-//! `FROM_HOST`; checksums are CRC-32 (IEEE).
+//! `FROM_HOST`, each plus the port's number in a scenario of several; checksums are CRC-32 (IEEE).
 
 use std::io;
 use std::thread;
@@ -11,10 +11,11 @@ use rustix::event::PollFlags;
 
 use crate::Log;
 use crate::pattern::{FROM_GUEST, FROM_HOST, Pattern};
-use crate::port::{Port, end_of_file};
+use crate::port::{AGENT, Port, end_of_file};
+use crate::remote::remote;
 
 /// The most that Linux takes of one `write` to a port.
-const CHUNK: usize = 32 * 1024;
+pub const CHUNK: usize = 32 * 1024;
 const LONGEST_FRAME: usize = 1024 * 1024;
 const STALL_BYTES: u64 = 8 * 1024 * 1024;
 
@@ -22,11 +23,13 @@ pub fn play(name: &str, log: &mut Log) -> io::Result<()> {
     match name {
         "echo" => echo(),
         "frames" => frames(),
-        "traffic" => traffic(log),
+        "traffic" => traffic(AGENT, 0, log),
+        "ports" => ports(),
         "late-open" => late_open(),
         "last-words" => last_words(),
         "flood" => flood(),
         "stall" => stall(log),
+        "remote" => remote(log),
         _ => Err(io::Error::new(
             io::ErrorKind::InvalidInput,
             "no such scenario",
@@ -36,7 +39,7 @@ pub fn play(name: &str, log: &mut Log) -> io::Result<()> {
 
 /// Greets, then sends back what it reads, until the host hangs up.
 fn echo() -> io::Result<()> {
-    let port = Port::open()?;
+    let port = Port::open(AGENT)?;
     port.write_all(b"hello from the guest\n")?;
     echo_until_hang_up(&port)
 }
@@ -45,7 +48,7 @@ fn echo() -> io::Result<()> {
 /// greeting, until the host hangs up.
 fn late_open() -> io::Result<()> {
     thread::sleep(Duration::from_secs(2));
-    echo_until_hang_up(&Port::open()?)
+    echo_until_hang_up(&Port::open(AGENT)?)
 }
 
 fn echo_until_hang_up(port: &Port) -> io::Result<()> {
@@ -61,7 +64,7 @@ fn echo_until_hang_up(port: &Port) -> io::Result<()> {
 /// Sends back each frame it reads (a big-endian u32 length, then so many bytes), until and
 /// including a frame that is `bye`. Reads nothing while it writes.
 fn frames() -> io::Result<()> {
-    let port = Port::open()?;
+    let port = Port::open(AGENT)?;
     let mut frame = vec![0; 4];
     loop {
         port.read_exact(&mut frame[..4])?;
@@ -82,11 +85,11 @@ fn frames() -> io::Result<()> {
 /// Reads {u64 bytes from the host, u64 bytes to the host}; sends and receives so many at the same
 /// time; sends {u64 bytes received, u32 their checksum, u32 1 if each was right, else 0}; waits for
 /// one more byte, the host's word that it has read all this.
-fn traffic(log: &mut Log) -> io::Result<()> {
-    let port = Port::open()?;
+fn traffic(name: &str, number: u64, log: &mut Log) -> io::Result<()> {
+    let port = Port::open(name)?;
     let (mut to_receive, mut to_send) = (read_u64(&port)?, read_u64(&port)?);
-    let mut received = Received::new();
-    let mut sending = Sending::new();
+    let mut received = Received::new(number);
+    let mut sending = Sending::new(number);
     let mut buf = vec![0; CHUNK];
     while to_receive > 0 || to_send > 0 {
         let mut wanted = PollFlags::empty();
@@ -120,12 +123,25 @@ fn traffic(log: &mut Log) -> io::Result<()> {
     port.read_exact(&mut [0])
 }
 
+/// As `traffic`, at the same time over each of the ports "agent", "agent1", "agent2" and "agent3".
+fn ports() -> io::Result<()> {
+    let names = [AGENT, "agent1", "agent2", "agent3"];
+    let threads: Vec<_> = (0..)
+        .zip(names)
+        .map(|(number, name)| thread::spawn(move || traffic(name, number, &mut Log::new())))
+        .collect();
+    for thread in threads {
+        thread.join().expect("a panic aborts")?;
+    }
+    Ok(())
+}
+
 /// Reads a u64, writes so many bytes with blocking writes, and ends the VM as soon as the last
 /// write has returned.
 fn last_words() -> io::Result<()> {
-    let port = Port::open_blocking()?;
+    let port = Port::open_blocking(AGENT)?;
     let mut left = read_u64(&port)?;
-    let mut sending = Sending::new();
+    let mut sending = Sending::new(0);
     while left > 0 {
         let n = port.write(sending.next(left))?;
         sending.advance(n);
@@ -136,8 +152,8 @@ fn last_words() -> io::Result<()> {
 
 /// Writes for ever, with blocking writes.
 fn flood() -> io::Result<()> {
-    let port = Port::open_blocking()?;
-    let mut sending = Sending::new();
+    let port = Port::open_blocking(AGENT)?;
+    let mut sending = Sending::new(0);
     loop {
         let n = port.write(sending.next(u64::MAX))?;
         sending.advance(n);
@@ -147,9 +163,9 @@ fn flood() -> io::Result<()> {
 /// Waits for a byte; sends 8 MiB with blocking writes; sends {u64 bytes sent, u32 their checksum,
 /// u32 milliseconds of the longest write}; waits for one more byte.
 fn stall(log: &mut Log) -> io::Result<()> {
-    let port = Port::open_blocking()?;
+    let port = Port::open_blocking(AGENT)?;
     port.read_exact(&mut [0])?;
-    let mut sending = Sending::new();
+    let mut sending = Sending::new(0);
     let mut longest = Duration::ZERO;
     let mut left = STALL_BYTES;
     while left > 0 {
@@ -182,7 +198,7 @@ fn at_most(length: usize, limit: u64) -> usize {
 }
 
 /// The generated bytes that the guest sends, a chunk at a time.
-struct Sending {
+pub struct Sending {
     pattern: Pattern,
     chunk: Vec<u8>,
     /// How much of `chunk` has been sent.
@@ -192,9 +208,9 @@ struct Sending {
 }
 
 impl Sending {
-    fn new() -> Self {
+    pub fn new(number: u64) -> Self {
         Self {
-            pattern: Pattern::new(FROM_GUEST),
+            pattern: Pattern::new(FROM_GUEST + number),
             chunk: vec![0; CHUNK],
             sent: CHUNK,
             crc: Hasher::new(),
@@ -202,7 +218,7 @@ impl Sending {
     }
 
     /// The bytes to send next: at least one, and no more than `limit`.
-    fn next(&mut self, limit: u64) -> &[u8] {
+    pub fn next(&mut self, limit: u64) -> &[u8] {
         if self.sent == self.chunk.len() {
             self.pattern.fill(&mut self.chunk);
             self.sent = 0;
@@ -212,31 +228,31 @@ impl Sending {
     }
 
     /// The first `n` of those bytes have been sent.
-    fn advance(&mut self, n: usize) {
+    pub fn advance(&mut self, n: usize) {
         self.crc.update(&self.chunk[self.sent..self.sent + n]);
         self.sent += n;
     }
 }
 
 /// The generated bytes that the guest receives, held against what they must be.
-struct Received {
+pub struct Received {
     pattern: Pattern,
     count: u64,
     crc: Hasher,
-    right: bool,
+    pub right: bool,
 }
 
 impl Received {
-    fn new() -> Self {
+    pub fn new(number: u64) -> Self {
         Self {
-            pattern: Pattern::new(FROM_HOST),
+            pattern: Pattern::new(FROM_HOST + number),
             count: 0,
             crc: Hasher::new(),
             right: true,
         }
     }
 
-    fn take(&mut self, bytes: &[u8], log: &mut Log) {
+    pub fn take(&mut self, bytes: &[u8], log: &mut Log) {
         self.crc.update(bytes);
         if let Err(place) = self.pattern.check(bytes) {
             if self.right {

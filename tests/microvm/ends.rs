@@ -1,0 +1,333 @@
+//! What the guest sees of the host's end, and the host of the guest's: the rows of the table in
+//! `AgentStream`'s documentation. The agent does what the test asks for over a second port
+//! (`agent/src/remote.rs` lists the commands).
+
+use std::io;
+
+use futures::{SinkExt, StreamExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio_krun::{AgentPort, AgentStream, Options};
+use tokio_test::{assert_pending, assert_ready_ok, task};
+use tokio_util::codec::{Framed, LinesCodec};
+
+use crate::pattern::{FROM_GUEST, FROM_HOST};
+use crate::scenarios::{MIB, Scenario, generate};
+use crate::vm::Vm;
+
+pub(crate) const ALL: &[(&str, Scenario)] = &[
+    ("shutdown_tells_the_guest_nothing", || Box::pin(shutdown())),
+    ("hang_up_is_the_end_for_the_guest", || Box::pin(hang_up())),
+    ("hang_up_stops_a_blocking_writer_for_good", || {
+        Box::pin(hang_up_on_a_writer())
+    }),
+    ("dropped_stream_hangs_up_and_discards", || {
+        Box::pin(drop_stream())
+    }),
+    ("dropped_stream_without_hang_up_discards", || {
+        Box::pin(drop_stream_silently())
+    }),
+    ("dropped_read_half_discards_and_writes_go_on", || {
+        Box::pin(drop_read_half())
+    }),
+    ("dropped_write_half_tells_the_guest_nothing", || {
+        Box::pin(drop_write_half())
+    }),
+    ("opening_and_draining_are_seen", || {
+        Box::pin(open_and_drain())
+    }),
+];
+
+/// The agent, which does what it is asked to.
+struct Guest {
+    lines: Framed<AgentStream, LinesCodec>,
+}
+
+fn boot(port: AgentPort) -> (Vm, Guest) {
+    let (control, control_port) = AgentStream::new().unwrap();
+    let vm = Vm::boot_with("remote", [("agent", port), ("control", control_port)]);
+    let lines = Framed::new(control, LinesCodec::new());
+    (vm, Guest { lines })
+}
+
+impl Guest {
+    async fn ask(&mut self, command: &str) -> String {
+        self.lines.send(command).await.unwrap();
+        let answer = self.lines.next().await.expect("the guest has gone");
+        answer.unwrap()
+    }
+
+    /// Ends the VM, whose other streams have been dropped.
+    async fn end(self, mut vm: Vm) {
+        drop(self);
+        vm.ended().await;
+    }
+}
+
+async fn assert_broken_pipe(stream: &mut (impl AsyncWriteExt + Unpin)) {
+    let error = stream.write(b"x").await.unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+}
+
+async fn shutdown() {
+    let (mut stream, port) = AgentStream::new().unwrap();
+    let (vm, mut guest) = boot(port);
+    assert_eq!(guest.ask("open").await, "ok");
+    stream.write_all(&generate(FROM_HOST, MIB)).await.unwrap();
+    stream.shutdown().await.unwrap();
+    assert_broken_pipe(&mut stream).await;
+
+    assert_eq!(
+        guest.ask(&format!("read {MIB}")).await,
+        format!("{MIB} right")
+    );
+    assert_eq!(guest.ask("look").await, "nothing");
+    assert_eq!(guest.ask("ready").await, "out");
+    assert_eq!(guest.ask("write 100000").await, "100000");
+    let mut answer = vec![0; 100_000];
+    stream.read_exact(&mut answer).await.unwrap();
+    assert!(answer == generate(FROM_GUEST, 100_000));
+
+    // A port that is opened anew is told nothing either.
+    assert_eq!(guest.ask("close").await, "ok");
+    assert_eq!(guest.ask("open").await, "ok");
+    assert_eq!(guest.ask("look").await, "nothing");
+    assert_eq!(guest.ask("ready").await, "out");
+    drop(stream);
+    guest.end(vm).await;
+}
+
+async fn hang_up() {
+    let (mut stream, port) = AgentStream::new().unwrap();
+    let (vm, mut guest) = boot(port);
+    assert_eq!(guest.ask("open").await, "ok");
+    assert_eq!(guest.ask("write 100000").await, "100000");
+    stream.write_all(&generate(FROM_HOST, MIB)).await.unwrap();
+    stream.hang_up();
+    assert_broken_pipe(&mut stream).await;
+
+    assert_eq!(
+        guest.ask(&format!("read {MIB}")).await,
+        format!("{MIB} right")
+    );
+    assert_eq!(guest.ask("read 1").await, "end of file after 0");
+    assert_eq!(guest.ask("hang-up").await, "ok");
+    for _ in 0..2 {
+        assert_eq!(guest.ask("ready").await, "in hup");
+        assert_eq!(guest.ask("look").await, "end of file");
+        assert_eq!(guest.ask("try-write 100").await, "no room");
+        assert_eq!(guest.ask("write 100").await, "hang-up after 0");
+        assert_eq!(guest.ask("close").await, "ok");
+        assert_eq!(guest.ask("open").await, "ok");
+    }
+
+    // What it wrote before can be read.
+    let mut written = vec![0; 100_000];
+    stream.read_exact(&mut written).await.unwrap();
+    assert!(written == generate(FROM_GUEST, 100_000));
+    assert_pending!(task::spawn(stream.readable()).poll());
+    drop(stream);
+    guest.end(vm).await;
+}
+
+async fn hang_up_on_a_writer() {
+    const LENGTH: usize = 3 * MIB;
+    let (mut stream, port) = Options::new().capacity(64 * 1024).create().unwrap();
+    let (vm, mut guest) = boot(port);
+    assert_eq!(guest.ask("open blocking").await, "ok");
+    assert_eq!(guest.ask(&format!("write-aside {LENGTH}")).await, "begun");
+    // The ring is full and nothing is read, so the guest's write waits, or soon will.
+    vm.calls.tx_waits.notified().await;
+    stream.hang_up();
+    assert_eq!(guest.ask("hang-up").await, "ok");
+
+    // Room for all of it does not help: what comes is a part.
+    let mut received = vec![0; 64 * 1024];
+    stream.read_exact(&mut received).await.unwrap();
+    let rest = async {
+        let mut more = vec![0; 64 * 1024];
+        loop {
+            let read = stream.read(&mut more).await.unwrap();
+            received.extend_from_slice(&more[..read]);
+        }
+    };
+    let quiet = tokio::time::timeout(std::time::Duration::from_secs(2), rest).await;
+    quiet.expect_err("the loop has no end");
+    println!("{} of {LENGTH} bytes came", received.len());
+    assert!(received.len() < LENGTH);
+    assert!(generate(FROM_GUEST, LENGTH).starts_with(&received));
+    assert_eq!(guest.ask("aside").await, "writing");
+    drop(stream);
+    guest.end(vm).await;
+}
+
+async fn drop_stream() {
+    const LENGTH: usize = 3 * MIB;
+    let (mut stream, port) = Options::new().capacity(64 * 1024).create().unwrap();
+    let handle = port.handle();
+    let (vm, mut guest) = boot(port);
+    assert_eq!(guest.ask("open").await, "ok");
+    stream
+        .write_all(&generate(FROM_HOST, 50_000))
+        .await
+        .unwrap();
+    let command = format!("write {LENGTH}");
+    let (answer, ()) = tokio::join!(guest.ask(&command), async {
+        let mut received = [0; 10_000];
+        stream.read_exact(&mut received).await.unwrap();
+        assert!(received == generate(FROM_GUEST, 10_000)[..]);
+        // The ring is full and the guest waits.
+        vm.calls.tx_waits.notified().await;
+        drop(stream);
+    });
+    println!("the guest wrote {LENGTH} bytes: {answer}");
+    let written = match answer.strip_prefix("hang-up after ") {
+        Some(written) => written.parse().unwrap(),
+        None => answer.parse().unwrap(),
+    };
+    vm.calls.written(written).await;
+    assert_eq!(handle.stats().tx.discarded, written - 10_000);
+
+    assert_eq!(guest.ask("read 50000").await, "50000 right");
+    assert_eq!(guest.ask("read 1").await, "end of file after 0");
+    guest.end(vm).await;
+}
+
+async fn drop_stream_silently() {
+    const LENGTH: u64 = 3 * MIB as u64;
+    let options = Options::new().capacity(64 * 1024).hang_up_on_drop(false);
+    let (mut stream, port) = options.create().unwrap();
+    let handle = port.handle();
+    let (vm, mut guest) = boot(port);
+    assert_eq!(guest.ask("open blocking").await, "ok");
+    stream
+        .write_all(&generate(FROM_HOST, 50_000))
+        .await
+        .unwrap();
+    let command = format!("write {LENGTH}");
+    let (answer, ()) = tokio::join!(guest.ask(&command), async {
+        let mut received = [0; 10_000];
+        stream.read_exact(&mut received).await.unwrap();
+        // The ring is full and the guest waits.
+        vm.calls.tx_waits.notified().await;
+        drop(stream);
+    });
+    assert_eq!(answer, LENGTH.to_string());
+    vm.calls.written(LENGTH).await;
+    assert_eq!(handle.stats().tx.discarded, LENGTH - 10_000);
+
+    assert_eq!(guest.ask("read 50000").await, "50000 right");
+    assert_eq!(guest.ask("ready").await, "out");
+    assert_eq!(guest.ask("close").await, "ok");
+    assert_eq!(guest.ask("open").await, "ok");
+    assert_eq!(guest.ask("look").await, "nothing");
+    assert_eq!(guest.ask("write 100000").await, "100000");
+    vm.calls.written(LENGTH + 100_000).await;
+    assert_eq!(handle.stats().tx.discarded, LENGTH + 90_000);
+    guest.end(vm).await;
+}
+
+async fn drop_read_half() {
+    const LENGTH: u64 = 3 * MIB as u64;
+    let (stream, port) = Options::new().capacity(64 * 1024).create().unwrap();
+    let handle = port.handle();
+    let (mut read, mut write) = stream.into_split();
+    let (vm, mut guest) = boot(port);
+    assert_eq!(guest.ask("open").await, "ok");
+    let command = format!("write {LENGTH}");
+    let (answer, ()) = tokio::join!(guest.ask(&command), async {
+        let mut received = [0; 10_000];
+        read.read_exact(&mut received).await.unwrap();
+        assert!(received == generate(FROM_GUEST, 10_000)[..]);
+        // The ring is full and the guest waits.
+        vm.calls.tx_waits.notified().await;
+        drop(read);
+    });
+    assert_eq!(answer, LENGTH.to_string());
+    vm.calls.written(LENGTH).await;
+    assert_eq!(handle.stats().tx.discarded, LENGTH - 10_000);
+    assert_eq!(handle.stats().tx.queued, 0);
+    assert_eq!(guest.ask("ready").await, "out");
+
+    // Blocking writes too.
+    assert_eq!(guest.ask("close").await, "ok");
+    assert_eq!(guest.ask("open blocking").await, "ok");
+    assert_eq!(guest.ask(&command).await, LENGTH.to_string());
+    vm.calls.written(2 * LENGTH).await;
+    assert_eq!(handle.stats().tx.discarded, 2 * LENGTH - 10_000);
+
+    let (answer, ()) = tokio::join!(guest.ask("read 300000"), async {
+        write
+            .write_all(&generate(FROM_HOST, 300_000))
+            .await
+            .unwrap();
+    });
+    assert_eq!(answer, "300000 right");
+    drop(write);
+    assert_eq!(guest.ask("read 1").await, "end of file after 0");
+    guest.end(vm).await;
+}
+
+async fn drop_write_half() {
+    let (stream, port) = AgentStream::new().unwrap();
+    let (mut read, mut write) = stream.into_split();
+    let (vm, mut guest) = boot(port);
+    assert_eq!(guest.ask("open").await, "ok");
+    write.write_all(&generate(FROM_HOST, MIB)).await.unwrap();
+    drop(write);
+
+    assert_eq!(
+        guest.ask(&format!("read {MIB}")).await,
+        format!("{MIB} right")
+    );
+    assert_eq!(guest.ask("look").await, "nothing");
+    assert_eq!(guest.ask("ready").await, "out");
+    assert_eq!(guest.ask("write 100000").await, "100000");
+    let mut received = vec![0; 100_000];
+    read.read_exact(&mut received).await.unwrap();
+    assert!(received == generate(FROM_GUEST, 100_000));
+
+    drop(read);
+    assert_eq!(guest.ask("read 1").await, "end of file after 0");
+    guest.end(vm).await;
+}
+
+async fn open_and_drain() {
+    const LENGTH: usize = 512 * 1024;
+    /// 32 buffers of 4 KiB, krun's default queue.
+    const GUEST_HOLDS: usize = 128 * 1024;
+    let (mut stream, port) = AgentStream::new().unwrap();
+    stream
+        .write_all(&generate(FROM_HOST, LENGTH))
+        .await
+        .unwrap();
+    let (vm, mut guest) = boot(port);
+    let mut opened = task::spawn(stream.guest_opened());
+    let mut drained = task::spawn(stream.drained());
+    assert_pending!(opened.poll());
+    assert_pending!(drained.poll());
+    // The guest runs, and has opened its other port.
+    assert_eq!(guest.ask("hello").await, "hello");
+    assert_pending!(opened.poll());
+    assert!(!stream.has_guest_opened());
+
+    assert_eq!(guest.ask("open").await, "ok");
+    opened.await.unwrap();
+    assert!(stream.has_guest_opened());
+
+    // krun fills the guest's buffers, and waits for others.
+    vm.calls.read(GUEST_HOLDS as u64).await;
+    assert_eq!(guest.ask("ready").await, "in out");
+    assert_eq!(stream.stats().rx.bytes, GUEST_HOLDS as u64);
+    assert_pending!(drained.poll());
+    // Not all, but so much that the rest is in the guest's buffers.
+    let most = LENGTH - GUEST_HOLDS;
+    let answer = guest.ask(&format!("read {most}")).await;
+    assert_eq!(answer, format!("{most} right"));
+    drained.await.unwrap();
+    assert_eq!(stream.stats().rx.bytes, LENGTH as u64);
+    let answer = guest.ask(&format!("read {GUEST_HOLDS}")).await;
+    assert_eq!(answer, format!("{GUEST_HOLDS} right"));
+    assert_ready_ok!(task::spawn(stream.drained()).poll());
+    drop(stream);
+    guest.end(vm).await;
+}
