@@ -23,9 +23,12 @@ pin_project_lite::pin_project! {
     /// Each item is what one of the ring's chunks has left, so its size says nothing of the
     /// guest's writes. It is the ring's own storage, lent out: until it, and each clone and slice
     /// of it, is dropped, its bytes count against the [capacity](crate::Options::capacity). So
-    /// holding chunks never makes the ring grow; hold them all, and the guest waits: a message that
-    /// is larger than the capacity must be copied out as it comes. Less than half
-    /// a chunk is copied instead, so as not to keep a whole one; such bytes are the holder's own.
+    /// holding chunks does not make the ring grow; but the guest waits when less is left than it
+    /// sends at once (a Linux guest: up to 32 KiB), so a message that may be as large as the capacity
+    /// must be copied out as it comes. Less than half a chunk is copied instead: such bytes are the
+    /// holder's own. What is held therefore takes at most twice the memory that is counted.
+    ///
+    /// After an error the stream ends.
     ///
     /// # Writing
     ///
@@ -34,11 +37,16 @@ pin_project_lite::pin_project! {
     /// small items share a slot. Flushing waits until the item is in the ring; see
     /// [Flushing](crate::AgentStream#flushing).
     ///
+    /// An item that is made of a type of the caller's ([`Bytes::from_owner`]) may be dropped by krun's
+    /// thread: that type's `drop` must not block.
+    ///
     /// # Cancel safety
     ///
-    /// `StreamExt::next` is cancel safe: no chunk is lost. A cancelled `SinkExt::send` leaves the
-    /// item in this adapter, or in the ring: it is sent with the next item or flush. Dropping the
-    /// adapter drops an item that is not in the ring yet.
+    /// `StreamExt::next` is cancel safe: no chunk is lost. A cancelled `SinkExt::send` is not: it has
+    /// sent its item, or leaves it in this adapter to be sent with the next item or flush, or, if an
+    /// item before it was still waiting, drops it. Flushing is cancel safe, so an item that is sent
+    /// after a completed flush is never dropped. Dropping the adapter drops an item that is not in
+    /// the ring yet.
     ///
     /// # Examples
     ///
@@ -62,10 +70,13 @@ pin_project_lite::pin_project! {
     /// # Ok(()) }
     /// ```
     #[derive(Debug)]
+    #[must_use = "it does nothing unless polled"]
     pub struct Chunks<S> {
         stream: S,
         // Not yet in the ring.
         pending: Bytes,
+        // Reading has failed.
+        has_failed: bool,
     }
 }
 
@@ -75,6 +86,7 @@ impl<S> Chunks<S> {
         Self {
             stream,
             pending: Bytes::new(),
+            has_failed: false,
         }
     }
 
@@ -125,8 +137,13 @@ impl<S: ReadChunks> Stream for Chunks<S> {
     type Item = io::Result<Bytes>;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let bytes = ready!(self.stream.as_host().poll_read_bytes(cx))?;
-        Poll::Ready(Some(bytes).filter(|bytes| !bytes.is_empty()).map(Ok))
+        let this = self.project();
+        if *this.has_failed {
+            return Poll::Ready(None);
+        }
+        let read = ready!(this.stream.as_host().poll_read_bytes(cx));
+        *this.has_failed = read.is_err();
+        Poll::Ready(Some(read).filter(|read| !matches!(read, Ok(bytes) if bytes.is_empty())))
     }
 }
 

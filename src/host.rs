@@ -265,6 +265,9 @@ impl Host {
 /// By waiting, any number of tasks at once.
 impl Host {
     pub(crate) async fn ready(&self, interest: Interest) -> io::Result<Ready> {
+        if !interest.is_readable() && !interest.is_writable() {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
         let look = || Some(self.ready_now(interest)).filter(|ready| !ready.is_empty());
         self.found(interest, look).await
     }

@@ -82,6 +82,7 @@ macro_rules! read_methods {
         }
 
         /// Whether the guest has opened its port; see [`guest_opened`](Self::guest_opened).
+        #[must_use]
         pub fn has_guest_opened(&self) -> bool {
             self.host().shared().host_sees_guest() == Some(true)
         }
@@ -181,7 +182,9 @@ macro_rules! common_methods {
         ///
         /// # Errors
         ///
-        /// If the stream's runtime has shut down.
+        /// If the stream's runtime has shut down;
+        /// [`InvalidInput`](std::io::ErrorKind::InvalidInput) if `interest` is in neither reading nor
+        /// writing, as nothing else ever happens here.
         ///
         /// # Cancel safety
         ///
@@ -194,6 +197,7 @@ macro_rules! common_methods {
         }
 
         /// What the rings have done so far.
+        #[must_use]
         pub fn stats(&self) -> crate::Stats {
             self.host().shared().stats()
         }

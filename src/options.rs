@@ -50,7 +50,7 @@ impl Options {
     ///
     /// When a direction is full its writer waits. Chunks are allocated when they are first needed,
     /// and kept for the next bytes. Whatever the guest sends, also one byte at a time, a direction's
-    /// chunks take at most its capacity and four chunks more; twice the capacity while it is
+    /// chunks take at most its capacity and five chunks more; twice the capacity while it is
     /// [quiesced](crate::PortHandle::quiesce). The slots' own memory comes on top, see
     /// [`slots`](Self::slots).
     pub fn capacity(mut self, bytes: usize) -> Self {

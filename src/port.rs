@@ -52,6 +52,7 @@ impl AgentPort {
     /// krun's end alone, for a VM that adds its ports in another way than
     /// [`attach`](Self::attach), such as with
     /// [`custom_with_options`](msb_krun::ConsoleBuilder::custom_with_options).
+    #[must_use = "dropping the backend ends the stream"]
     pub fn into_backend(self) -> AgentConsoleBackend {
         self.backend
     }
@@ -72,7 +73,8 @@ impl AgentPort {
     /// host has not read by then is lost. This observer makes the stream end (reads give what is
     /// left and then the end of the file, writes fail with
     /// [`BrokenPipe`](std::io::ErrorKind::BrokenPipe)), and then holds the VM's last step back
-    /// until the stream is **dropped**, or for `limit` if it is not. So a host that reads to the
+    /// until the stream (or its [reading half](crate::OwnedReadHalf)) is **dropped**, or for `limit`
+    /// if it is not. So a host that reads to the
     /// end, handles what it read and then drops its stream misses nothing.
     ///
     /// A VM with several ports has one hook for them all: [`exit_hook_for`](Self::exit_hook_for).

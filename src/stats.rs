@@ -25,9 +25,9 @@ pub struct RingStats {
     pub chunks_queued: usize,
     /// The most there have been of `queued`.
     pub high_water: u64,
-    /// Bytes that were read, in total.
+    /// Bytes that were read, in total; not those that were discarded.
     pub bytes: u64,
-    /// Chunks that were read, in total. Each took a slot.
+    /// Chunks that reading has come to, in total. Each took a slot.
     pub chunks: u64,
     /// How often a sleeping reader was woken, in total.
     pub data_wakes: u64,

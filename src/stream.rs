@@ -73,7 +73,7 @@ use crate::split::{self, OwnedReadHalf, OwnedWriteHalf, ReadHalf, WriteHalf};
 /// | `poll_read_ready`, `poll_write_ready` | the same |
 /// | `try_read`, `try_read_buf`, `try_read_vectored` | the same; one call takes all there is, across chunks |
 /// | `try_write`, `try_write_vectored` | the same |
-/// | `split`, `into_split`, `reunite`, `forget` | the same. Unlike a `UnixStream`'s, `OwnedReadHalf` has `forget` too, as dropping it says something here |
+/// | `split`, `into_split`, `reunite`, `forget` | the same, but see [`split`](Self::split) beside `AsyncBufReadExt`. Unlike a `UnixStream`'s, `OwnedReadHalf` has `forget` too, as dropping it says something here |
 /// | `AsyncRead`, `AsyncWrite` with vectored writes | the same, but `shutdown` is not seen by the peer, see [Ends](#ends) |
 /// | `pair` | [`new`](Self::new), and [`Options::create`]: the other end is an [`AgentPort`], not a stream |
 /// | `connect`, `from_std`, `into_std`, `as_raw_fd` | none: there is no socket, and the bytes pass through no descriptor |
@@ -152,6 +152,9 @@ impl AgentStream {
 
     /// Splits the stream into a half to read and a half to write, for two tasks' work within one
     /// task, such as in `tokio::join!`. Dropping them changes nothing.
+    ///
+    /// Where tokio's `AsyncBufReadExt` is in scope, which has a `split` of its own, this is to be
+    /// called as `AgentStream::split(&mut stream)`.
     pub fn split(&mut self) -> (ReadHalf<'_>, WriteHalf<'_>) {
         (ReadHalf::new(&self.host), WriteHalf::new(&self.host))
     }

@@ -5,7 +5,7 @@ mod common;
 use std::io;
 
 use bytes::Bytes;
-use common::{SMALL, fill, is_would_block, pair, pattern, watchdog};
+use common::{SMALL, asleep, fill, is_would_block, pair, pattern, watchdog};
 use futures::{SinkExt, StreamExt};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio_krun::guest::Guest;
@@ -110,7 +110,7 @@ async fn a_held_chunk_counts_against_the_bound_until_its_last_handle_is_dropped(
         assert_pending!(tokio_test::task::spawn(chunks.next()).poll());
 
         // krun's thread, asleep with nothing in the ring, is woken by a drop.
-        let krun = std::thread::spawn(move || {
+        let krun = asleep(move || {
             backend.wait_until_writable();
             (backend.write(&[9; 10]).unwrap(), backend)
         });
@@ -254,4 +254,155 @@ async fn closing_the_sink_flushes_and_shuts_down() {
         );
     })
     .await;
+}
+
+/// A handle that a peek has left behind keeps memory, and nothing waits for it.
+#[tokio::test]
+async fn a_peek_counts_for_nothing_once_it_is_read() {
+    watchdog(async {
+        let (mut stream, backend) = pair();
+        backend.write(b"x").unwrap();
+        assert_eq!(stream.fill_buf().await.unwrap(), b"x");
+        assert_eq!(stream.read_u8().await.unwrap(), b'x');
+        assert_eq!(backend.write(&[1; SMALL]).unwrap(), SMALL);
+
+        // The same with what reads it a half, and with a chunk that was peeked at.
+        assert_eq!(stream.fill_buf().await.unwrap(), [1; SMALL / 8]);
+        let (mut read, _) = AgentStream::split(&mut stream);
+        read.read_exact(&mut vec![0; SMALL]).await.unwrap();
+        assert_eq!(backend.write(&[2; SMALL]).unwrap(), SMALL);
+        assert_eq!(stream.fill_buf().await.unwrap(), [2; SMALL / 8]);
+        let chunk = Chunks::new(&mut stream).next().await.unwrap().unwrap();
+        assert_eq!(chunk, [2; SMALL / 8][..]);
+        assert_eq!(stream.stats().tx.queued, SMALL as u64);
+        drop(chunk);
+        assert_eq!(stream.stats().tx.queued, (SMALL - SMALL / 8) as u64);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_few_bytes_that_were_peeked_at_are_copied_as_well() {
+    let (mut stream, backend) = pair();
+    let mut held = Vec::new();
+    for byte in 0..100 {
+        backend.write(&[byte]).unwrap();
+        assert_eq!(stream.fill_buf().await.unwrap(), [byte]);
+        held.push(Chunks::new(&mut stream).next().await.unwrap().unwrap());
+        assert_eq!(stream.stats().tx.queued, 0, "it would keep a whole chunk");
+    }
+    assert!(held.concat().into_iter().eq(0..100));
+}
+
+#[tokio::test]
+async fn consuming_wakes_a_guest_that_waits_for_room() {
+    watchdog(async {
+        let (mut stream, backend) = pair();
+        fill(&backend);
+        assert!(is_would_block(&backend.write(&[1])));
+        let krun = asleep(move || {
+            backend.wait_until_writable();
+            backend.write(&[1]).unwrap()
+        });
+        for _ in 0..4 {
+            let shown = stream.fill_buf().await.unwrap().len();
+            stream.consume(shown);
+        }
+        assert_eq!(krun.join().unwrap(), 1);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn small_items_share_a_slot_and_large_ones_keep_within_the_slots() {
+    let (stream, backend) = pair();
+    let mut chunks = Chunks::new(stream);
+    for item in 0..100u8 {
+        watchdog(chunks.send(Bytes::from(vec![item; 3])))
+            .await
+            .unwrap();
+    }
+    assert_eq!(chunks.get_ref().stats().rx.chunks_queued, 1);
+    let mut received = [0; 300];
+    assert_eq!(backend.read(&mut received).unwrap(), 300);
+
+    // One byte and half a chunk in turn: two slots for each pair, so the slots come to their end
+    // before the bytes do.
+    let sent = pattern(2 * SMALL);
+    let mut rest = Bytes::from(sent.clone());
+    let mut written = 0;
+    loop {
+        let one = chunks.get_ref().try_write(&rest[..1]);
+        if is_would_block(&one) {
+            break;
+        }
+        let _ = rest.split_to(one.unwrap());
+        written += 1;
+        let mut send = tokio_test::task::spawn(chunks.send(rest.split_to(SMALL / 16)));
+        if send.poll().is_pending() {
+            drop(send);
+            break;
+        }
+        written += SMALL / 16;
+    }
+    let stats = chunks.get_ref().stats().rx;
+    assert!(stats.queued < SMALL as u64, "{stats:?}");
+    assert!(stats.chunks_queued >= 16, "{stats:?}");
+    let mut received = vec![0; SMALL];
+    let read = backend.read(&mut received).unwrap();
+    assert!(read >= written);
+    assert!(received[..read] == sent[..read]);
+}
+
+#[tokio::test]
+async fn a_foreign_drop_that_panics_does_not_reach_krun() {
+    struct Bomb;
+    impl AsRef<[u8]> for Bomb {
+        fn as_ref(&self) -> &[u8] {
+            &[1; SMALL / 8]
+        }
+    }
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            panic!("the caller's code");
+        }
+    }
+    let (stream, backend) = pair();
+    let mut chunks = Chunks::new(stream);
+    chunks.send(Bytes::from_owner(Bomb)).await.unwrap();
+    chunks.send(Bytes::from_static(b"next")).await.unwrap();
+    let mut received = [0; SMALL];
+    let read = backend.read(&mut received).unwrap();
+    assert_eq!(read, SMALL / 8 + 4);
+    assert_eq!(&received[SMALL / 8..read], b"next");
+}
+
+#[tokio::test]
+#[should_panic(expected = "before `poll_ready` was ready")]
+async fn start_send_out_of_turn_panics_and_drops_no_item_silently() {
+    let (stream, _backend) = pair();
+    let mut chunks = Chunks::new(stream);
+    chunks
+        .start_send_unpin(Bytes::from_static(b"first"))
+        .unwrap();
+    let _ = chunks.start_send_unpin(Bytes::from_static(b"second"));
+}
+
+#[tokio::test]
+async fn after_an_error_the_chunk_stream_ends() {
+    let (stream, port) = Options::new().capacity(SMALL).create().unwrap();
+    port.handle().quiesce();
+    let backend = port.into_backend();
+    backend.write(&vec![1; 2 * SMALL + 1]).unwrap();
+    let mut chunks = Chunks::new(stream);
+    let mut received = 0;
+    let error = loop {
+        match chunks.next().await.unwrap() {
+            Ok(chunk) => received += chunk.len(),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(received, 2 * SMALL);
+    assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+    assert!(chunks.next().await.is_none());
 }

@@ -137,16 +137,69 @@ async fn ready_waits_for_either_and_tells_which() {
 async fn shutdown_makes_waiting_writers_ready() {
     watchdog(async {
         let (stream, _backend) = pair();
-        let (_read, mut write) = stream.into_split();
+        let (read, mut write) = stream.into_split();
         write.write_all(&vec![1; SMALL]).await.unwrap();
-        {
-            let mut waiting = tokio_test::task::spawn(write.writable());
-            assert_pending!(waiting.poll());
-        }
+        let waiting = tokio::spawn(async move { read.ready(Interest::WRITABLE).await });
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
         write.shutdown().await.unwrap();
-        write.writable().await.unwrap();
+        assert!(waiting.await.unwrap().unwrap().is_write_closed());
         let error = write.try_write(b"x").unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn hanging_up_and_dropping_the_write_half_make_waiting_writers_ready() {
+    watchdog(async {
+        for hang_up in [true, false] {
+            let (stream, _backend) = pair();
+            let (read, mut write) = stream.into_split();
+            write.write_all(&vec![1; SMALL]).await.unwrap();
+            let waiting = tokio::spawn(async move { read.ready(Interest::WRITABLE).await });
+            tokio::task::yield_now().await;
+            assert!(!waiting.is_finished());
+            if hang_up {
+                write.hang_up();
+            } else {
+                drop(write);
+            }
+            assert!(waiting.await.unwrap().unwrap().is_write_closed());
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn ready_for_neither_reading_nor_writing_is_an_error() {
+    let (stream, _backend) = pair();
+    let error = stream.ready(Interest::ERROR).await.unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+}
+
+/// Whatever the task waits for, it must give way now and then.
+#[tokio::test]
+async fn a_task_that_is_always_ready_gives_way_to_the_others() {
+    watchdog(async {
+        let (stream, backend) = pair();
+        backend.write(b"x").unwrap();
+        let turns = Arc::new(AtomicUsize::new(0));
+        let other = tokio::spawn({
+            let turns = Arc::clone(&turns);
+            async move {
+                loop {
+                    turns.fetch_add(1, Ordering::Relaxed);
+                    tokio::task::yield_now().await;
+                }
+            }
+        });
+        for _ in 0..10_000 {
+            stream.readable().await.unwrap();
+        }
+        other.abort();
+        let turns = turns.load(Ordering::Relaxed);
+        assert!(turns >= 10_000 / 128, "{turns} turns beside 10,000 waits");
     })
     .await;
 }
@@ -290,6 +343,44 @@ async fn drained_waits_until_the_guest_has_taken_what_was_written_before() {
         assert!(!later.is_finished());
         backend.read(&mut vec![0; SMALL]).unwrap();
         later.await.unwrap().unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn drained_knows_what_was_taken_from_what_was_thrown_away() {
+    watchdog(async {
+        for round in 0..300 {
+            let (mut stream, backend) = pair();
+            stream.write_all(b"x").await.unwrap();
+            let taken = round % 2 == 0;
+            let krun = std::thread::spawn(move || {
+                if taken {
+                    backend.read(&mut [0; 8]).unwrap();
+                }
+                drop(backend);
+            });
+            let drained = stream.drained().await;
+            assert_eq!(drained.is_ok(), taken, "{drained:?}");
+            krun.join().unwrap();
+            assert_eq!(stream.drained().await.is_ok(), taken);
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_guest_that_opens_and_goes_at_once_has_opened() {
+    watchdog(async {
+        for _ in 0..300 {
+            let (stream, backend) = pair();
+            let krun = std::thread::spawn(move || {
+                backend.write(b"x").unwrap();
+                drop(backend);
+            });
+            stream.guest_opened().await.unwrap();
+            krun.join().unwrap();
+        }
     })
     .await;
 }

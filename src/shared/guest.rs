@@ -43,7 +43,7 @@ impl ConsoleSharedState {
     fn passes_drain_mark(&self) -> bool {
         let mark = self.drain_mark.load(Ordering::Relaxed);
         mark != u64::MAX
-            && self.rx_ring.is_read_to(mark)
+            && self.rx_ring.has_read_to(mark).is_some()
             // Not if a task has set a lower mark meanwhile: it has yet to look.
             && self
                 .drain_mark

@@ -3,6 +3,7 @@
 //! A look that finds nothing is `None`: the caller arms a signal and looks again before it waits.
 
 use std::io::{self, IoSlice};
+use std::mem;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,9 +29,10 @@ impl ConsoleSharedState {
 
     /// The next chunk, without a copy if that pays; no bytes at the end.
     pub(crate) fn host_read_bytes(self: &Arc<Self>) -> Option<io::Result<Bytes>> {
-        let bytes = self
-            .tx_ring
-            .read_bytes(|bytes, taken| self.lend(bytes, taken))?;
+        let bytes = self.tx_ring.read_bytes(
+            |bytes, taken| self.lend(bytes, taken),
+            |bytes| self.hold(bytes),
+        )?;
         self.offer_tx_room();
         Some(self.unless_cut_off(bytes.is_empty(), bytes))
     }
@@ -72,12 +74,21 @@ impl ConsoleSharedState {
         })
     }
 
+    fn hold(self: &Arc<Self>, bytes: Bytes) -> Bytes {
+        Bytes::from_owner(HeldBytes {
+            bytes,
+            shared: Arc::clone(self),
+        })
+    }
+
     /// Whether krun has called: `Some(false)` if it never will.
     pub(crate) fn host_sees_guest(&self) -> Option<bool> {
+        // First: a guest that opened its port and then went is seen to have opened it.
+        let has_gone = self.tx_ring.is_closed();
         if self.guest_opened.load(Ordering::Relaxed) {
             return Some(true);
         }
-        self.tx_ring.is_closed().then_some(false)
+        has_gone.then_some(false)
     }
 
     /// The host reads no more: what the guest still writes is discarded.
@@ -143,14 +154,14 @@ impl ConsoleSharedState {
     /// Whether the guest has taken everything before `position`, an error if it never will. Until
     /// then there will be a signal, if `rx_room` was armed **before** the call.
     pub(crate) fn host_is_drained(&self, position: u64) -> Option<io::Result<()>> {
-        if self.rx_ring.is_abandoned() {
-            return Some(Err(Error::GuestGone.into()));
-        }
         self.drain_mark.fetch_min(position, Ordering::Relaxed);
         // Pairs with the fence in `Gate::open`: after it the guest's side sees the mark, or this sees
         // what it has read. The arming came before, so whoever clears the mark also signals.
         fence(Ordering::SeqCst);
-        self.rx_ring.is_read_to(position).then_some(Ok(()))
+        Some(match self.rx_ring.has_read_to(position)? {
+            true => Ok(()),
+            false => Err(Error::GuestGone.into()),
+        })
     }
 
     /// Ends the host's writing without a word to the guest.
@@ -171,7 +182,7 @@ impl ConsoleSharedState {
     }
 }
 
-/// A chunk that was read without a copy, for as long as anyone holds it.
+/// A chunk of the ring's, for as long as there is a handle to it.
 struct LentChunk {
     bytes: Vec<u8>,
     /// What had been read before.
@@ -187,9 +198,26 @@ impl AsRef<[u8]> for LentChunk {
 
 impl Drop for LentChunk {
     fn drop(&mut self) {
-        let count = self.as_ref().len();
-        let bytes = std::mem::take(&mut self.bytes);
-        self.shared.tx_ring.give_back(bytes, count);
+        self.shared.tx_ring.give_back(mem::take(&mut self.bytes));
+    }
+}
+
+/// Bytes that were read and count until they are dropped.
+struct HeldBytes {
+    bytes: Bytes,
+    shared: Arc<ConsoleSharedState>,
+}
+
+impl AsRef<[u8]> for HeldBytes {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for HeldBytes {
+    fn drop(&mut self) {
+        let count = mem::take(&mut self.bytes).len();
+        self.shared.tx_ring.release(count);
         self.shared.offer_tx_room();
     }
 }

@@ -5,16 +5,16 @@
 //! the open one is full. That is what bounds the memory whatever sizes the guest writes: at most
 //! `slots` full chunks (twice that while over the bound, see [`Admit::Over`]), the open one, one in
 //! the writer's hands, and two in the
-//! reader's; and the slots themselves. The host may also give whole [`Bytes`], which are
+//! reader's; and the slots themselves. The host may also give whole [`Bytes`](bytes::Bytes), which are
 //! queued as they are.
 //!
 //! A reader that finds no full chunk takes the open one. It may do so just after the writer has
 //! filled one and opened the next, and then holds that next one too early: each chunk therefore
 //! carries the position of its first byte, and one that is ahead is set aside until its turn.
 //!
-//! A reader may also take a chunk away as [`Bytes`], without a copy. Its bytes then count against
-//! the bound until the last handle to them is dropped; so what is **read** and what is **released**
-//! are two positions.
+//! A reader may also take a chunk away as [`Bytes`](bytes::Bytes), without a copy. Its bytes then
+//! count against the bound until the last handle to them is dropped; so what is **read** and what is
+//! **released** are two positions. A handle to a chunk that was only peeked at counts for nothing.
 //!
 //! Neither side waits for the other while that is at its bytes. The mutexes keep apart callers of the
 //! same side; the reader never takes the writer's, which is held while guest memory is read and may
@@ -55,6 +55,10 @@ pub(crate) struct Ring {
     released: AtomicU64,
     /// Room that the last write was short of, if it was refused.
     wanted: AtomicU64,
+    /// Of the bytes read, those that went to nobody.
+    swept: AtomicU64,
+    /// Where reading ended, if the reader has gone.
+    abandoned_at: AtomicU64,
     /// Bytes that were accepted and thrown away, or never read.
     discarded: AtomicU64,
     /// The most bytes there have been in the ring.
@@ -88,6 +92,8 @@ impl Ring {
             read: AtomicU64::new(0),
             released: AtomicU64::new(0),
             wanted: AtomicU64::new(0),
+            swept: AtomicU64::new(0),
+            abandoned_at: AtomicU64::new(u64::MAX),
             discarded: AtomicU64::new(0),
             high_water: AtomicU64::new(0),
             chunks: AtomicU64::new(0),
@@ -108,7 +114,8 @@ impl Ring {
     }
 
     pub(crate) fn is_closed(&self) -> bool {
-        self.closed.load(Ordering::Relaxed)
+        // Acquire: what its writer did before is seen.
+        self.closed.load(Ordering::Acquire)
     }
 
     /// To be asked at the end: whether bytes were lost there.
@@ -153,7 +160,10 @@ impl Ring {
             queued: self.queued(),
             chunks_queued: self.full.len() + self.open.len(),
             high_water: self.high_water.load(Ordering::Relaxed),
-            bytes: self.read.load(Ordering::Relaxed),
+            bytes: self
+                .read
+                .load(Ordering::Relaxed)
+                .saturating_sub(self.swept.load(Ordering::Relaxed)),
             chunks: self.chunks.load(Ordering::Relaxed),
             full: self.refused.load(Ordering::Relaxed),
             discarded: self.discarded.load(Ordering::Relaxed),

@@ -65,3 +65,23 @@ pub(crate) fn fill(backend: &AgentConsoleBackend) -> usize {
     }
     filled
 }
+
+/// Starts a thread, and returns once it sleeps: what is to wake it has not come too early.
+#[cfg(target_os = "linux")]
+pub(crate) fn asleep<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> thread::JoinHandle<T> {
+    let (say, thread) = mpsc::channel();
+    let handle = thread::spawn(move || {
+        say.send(rustix::thread::gettid()).unwrap();
+        work()
+    });
+    let thread = thread.recv().unwrap().as_raw_nonzero();
+    let status = format!("/proc/self/task/{thread}/status");
+    let sleeps = |status: String| status.lines().any(|line| line.starts_with("State:\tS"));
+    // It has work to do first, and no way to say that it is asleep.
+    while !handle.is_finished() && !std::fs::read_to_string(&status).is_ok_and(sleeps) {
+        thread::yield_now();
+    }
+    handle
+}

@@ -13,7 +13,7 @@ pub(super) enum Storage {
     Own(Vec<u8>, usize),
     /// Bytes that were written as they are.
     Given(Bytes),
-    /// The ring's own, with a handle to it in the reader's hands: released by its last handle.
+    /// The ring's own, with a handle to it in the reader's hands: given back by its last handle.
     Lent(Bytes),
 }
 

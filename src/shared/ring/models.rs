@@ -133,10 +133,13 @@ fn a_writer_is_woken_by_a_chunk_that_is_given_back() {
         let shared = Arc::new((Ring::new(2, 2), Sleep::new()));
         write(&shared.0, &[1, 2]).unwrap();
         let mut lent = None;
-        let handle = shared.0.read_bytes(|bytes, _| {
-            lent = Some(bytes);
-            bytes::Bytes::from_static(&[1])
-        });
+        let handle = shared.0.read_bytes(
+            |bytes, _| bytes::Bytes::from(bytes),
+            |bytes| {
+                lent = Some(bytes.clone());
+                bytes
+            },
+        );
         assert_eq!(handle.unwrap(), [1][..]);
         let writer = thread::spawn({
             let shared = Arc::clone(&shared);
@@ -152,7 +155,7 @@ fn a_writer_is_woken_by_a_chunk_that_is_given_back() {
             let shared = Arc::clone(&shared);
             move || {
                 let (ring, room) = &*shared;
-                ring.give_back(lent.unwrap(), 1);
+                ring.release(lent.unwrap().len());
                 room.notify_if(|| ring.is_worth_a_wake());
             }
         });

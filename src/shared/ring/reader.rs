@@ -3,6 +3,7 @@
 #![deny(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::mem;
+use std::panic::{self, AssertUnwindSafe};
 
 use bytes::Bytes;
 
@@ -27,31 +28,37 @@ impl Ring {
 
     /// Takes the rest of the current chunk away: `None` if there is none yet, no bytes at the end.
     ///
-    /// `lend` makes a handle of the ring's own storage and how much of it has been read; dropped,
-    /// the handle is to [`give_back`](Self::give_back) both. Few bytes are copied instead, so that
-    /// whoever keeps them does not keep a whole chunk.
-    pub(crate) fn read_bytes(&self, lend: impl FnOnce(Vec<u8>, usize) -> Bytes) -> Option<Bytes> {
+    /// They count until the handle that `hold` makes of them is dropped, which is then to
+    /// [`release`](Self::release) them. Few bytes are copied instead, so that whoever keeps them
+    /// does not keep a whole chunk. `lend` is as for [`peek`](Self::peek).
+    pub(crate) fn read_bytes(
+        &self,
+        lend: impl FnOnce(Vec<u8>, usize) -> Bytes,
+        hold: impl FnOnce(Bytes) -> Bytes,
+    ) -> Option<Bytes> {
         self.look(|reader| {
             let length = self.current(reader)?.rest().len();
             self.advance_read(length);
             Some(match reader.current.take()? {
-                Storage::Own(bytes, taken) if self.is_small(length) => {
-                    let copy = Bytes::copy_from_slice(bytes.get(taken..).unwrap_or_default());
-                    self.give_back(bytes, length);
+                storage if self.is_small(length) => {
+                    let copy = Bytes::copy_from_slice(storage.rest());
+                    self.release(length);
+                    if let Storage::Own(bytes, _) = storage {
+                        self.give_back(bytes);
+                    }
                     copy
                 }
-                Storage::Own(bytes, taken) => lend(bytes, taken),
-                Storage::Lent(bytes) => bytes,
-                Storage::Given(bytes) => {
-                    self.release(length);
-                    bytes
-                }
+                Storage::Own(bytes, taken) => hold(lend(bytes, taken)),
+                Storage::Lent(bytes) | Storage::Given(bytes) => hold(bytes),
             })
         })
     }
 
     /// A handle to the rest of the current chunk, which stays where it is: `None` if there is none
-    /// yet, no bytes at the end. `lend` is as for [`read_bytes`](Self::read_bytes).
+    /// yet, no bytes at the end.
+    ///
+    /// `lend` makes a handle of the ring's own storage and how much of it has been read; when its
+    /// last clone is dropped, the storage is to be [given back](Self::give_back).
     pub(crate) fn peek(&self, lend: impl FnOnce(Vec<u8>, usize) -> Bytes) -> Option<Bytes> {
         self.look(|reader| {
             let storage = self.current(reader)?;
@@ -103,11 +110,13 @@ impl Ring {
             left = left.saturating_sub(count);
             storage.advance(count);
             self.advance_read(count);
-            if !matches!(storage, Storage::Lent(_)) {
-                self.release(count);
-            }
-            if is_read_out && let Some(Storage::Own(bytes, _)) = reader.current.take() {
-                self.give_back(bytes, 0);
+            self.release(count);
+            if is_read_out {
+                match reader.current.take() {
+                    Some(Storage::Own(bytes, _)) => self.give_back(bytes),
+                    Some(Storage::Given(bytes)) => drop_foreign(bytes),
+                    Some(Storage::Lent(_)) | None => {}
+                }
             }
         }
         limit.saturating_sub(left)
@@ -153,23 +162,26 @@ impl Ring {
             .store(read.wrapping_add(count as u64), Ordering::Release);
     }
 
-    fn release(&self, count: usize) {
+    /// Makes room for `count` bytes that were read.
+    pub(crate) fn release(&self, count: usize) {
         // Pairs with the load in `queued`.
         self.released.fetch_add(count as u64, Ordering::Release);
     }
 
-    /// Returns storage to the ring, and `count` bytes of it to the bound.
-    pub(crate) fn give_back(&self, mut bytes: Vec<u8>, count: usize) {
+    /// Returns storage to the ring.
+    pub(crate) fn give_back(&self, mut bytes: Vec<u8>) {
         // Appending to what is empty: no old byte is ever shown.
         bytes.clear();
         // There may be more chunks than `slots` after an `Admit::Over`; the rest is freed.
         let _ = self.spare.push(bytes);
-        self.release(count);
     }
 
     /// Ends the reader's side: what is unread, and what is still written, is discarded.
     pub(crate) fn abandon(&self) {
-        self.abandoned.store(true, Ordering::Relaxed);
+        self.abandoned_at
+            .fetch_min(self.read.load(Ordering::Relaxed), Ordering::Relaxed);
+        // Release: who sees what the sweep moves also sees these.
+        self.abandoned.store(true, Ordering::Release);
         // Pairs with the fence in `settle`.
         fence(Ordering::SeqCst);
         self.sweep();
@@ -177,6 +189,7 @@ impl Ring {
 
     pub(super) fn sweep(&self) {
         let swept = self.take(&mut lock(&self.reader), usize::MAX, |_| {});
+        self.swept.fetch_add(swept as u64, Ordering::Relaxed);
         self.discard(swept);
     }
 
@@ -190,9 +203,19 @@ impl Ring {
                 || self.written.load(Ordering::Relaxed) == self.read.load(Ordering::Relaxed))
     }
 
-    /// Whether everything before `position` has been read.
-    pub(crate) fn is_read_to(&self, position: u64) -> bool {
-        // As a signed distance: the positions wrap.
-        self.read.load(Ordering::Acquire).wrapping_sub(position) as i64 >= 0
+    /// Whether everything before `position` has been read: `Some(false)` if it never will be.
+    pub(crate) fn has_read_to(&self, position: u64) -> Option<bool> {
+        // First: whoever sees what a sweep has moved also sees, below, that it was a sweep.
+        let is_read = self.read.load(Ordering::Acquire) >= position;
+        if self.abandoned.load(Ordering::Acquire) {
+            return Some(self.abandoned_at.load(Ordering::Relaxed) >= position);
+        }
+        is_read.then_some(true)
     }
+}
+
+/// Drops bytes that are the caller's, and with them perhaps code of the caller's: a panic there must
+/// not reach krun's thread.
+fn drop_foreign(bytes: Bytes) {
+    let _ = panic::catch_unwind(AssertUnwindSafe(|| drop(bytes)));
 }

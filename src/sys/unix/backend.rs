@@ -60,6 +60,7 @@ const EMPTY_WRITE: Duration = Duration::from_millis(100);
 /// The methods may be called from any thread, but are made for krun's way: one thread at a time
 /// reads, and one writes and waits.
 #[derive(Debug)]
+#[must_use = "dropping the backend ends the stream"]
 pub struct AgentConsoleBackend {
     shared: Arc<ConsoleSharedState>,
     /// Whether a `read` has given data since krun last waited. Only the RX thread uses it.
