@@ -327,10 +327,11 @@ async fn small_items_share_a_slot_and_large_ones_keep_within_the_slots() {
     assert_eq!(backend.read(&mut received).unwrap(), 300);
 
     // One byte and half a chunk in turn: two slots for each pair, so the slots come to their end
-    // before the bytes do.
+    // before the bytes do. One more at the start, so that the last pair finds a slot too few.
     let sent = pattern(2 * SMALL);
     let mut rest = Bytes::from(sent.clone());
-    let mut written = 0;
+    let mut written = SMALL / 16;
+    chunks.send(rest.split_to(written)).await.unwrap();
     loop {
         let one = chunks.get_ref().try_write(&rest[..1]);
         if is_would_block(&one) {
