@@ -223,9 +223,7 @@ impl Host {
         if limit == 0 {
             return Ok(0);
         }
-        self.shared
-            .host_read(limit, |bytes| buf.put_slice(bytes))
-            .unwrap_or_else(|| Err(io::ErrorKind::WouldBlock.into()))
+        now(self.shared.host_read(limit, |bytes| buf.put_slice(bytes)))
     }
 
     pub(crate) fn try_read_vectored(&self, bufs: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
@@ -237,29 +235,30 @@ impl Host {
         }
         let mut targets = bufs.iter_mut().map(|buf| &mut **buf);
         let mut target: &mut [u8] = &mut [];
-        self.shared
-            .host_read(limit, |mut bytes| {
-                while !bytes.is_empty() {
-                    if target.is_empty() {
-                        // There is one: no more bytes come than `limit`.
-                        let Some(next) = targets.next() else { return };
-                        target = next;
-                    }
-                    let (now, later) = bytes.split_at(bytes.len().min(target.len()));
-                    let (filled, rest) = std::mem::take(&mut target).split_at_mut(now.len());
-                    filled.copy_from_slice(now);
-                    target = rest;
-                    bytes = later;
+        now(self.shared.host_read(limit, |mut bytes| {
+            while !bytes.is_empty() {
+                if target.is_empty() {
+                    // There is one: no more bytes come than `limit`.
+                    let Some(next) = targets.next() else { return };
+                    target = next;
                 }
-            })
-            .unwrap_or_else(|| Err(io::ErrorKind::WouldBlock.into()))
+                let (now, later) = bytes.split_at(bytes.len().min(target.len()));
+                let (filled, rest) = std::mem::take(&mut target).split_at_mut(now.len());
+                filled.copy_from_slice(now);
+                target = rest;
+                bytes = later;
+            }
+        }))
     }
 
     pub(crate) fn try_write(&self, sources: &[IoSlice<'_>]) -> io::Result<usize> {
-        self.shared
-            .host_write(sources)
-            .unwrap_or_else(|| Err(io::ErrorKind::WouldBlock.into()))
+        now(self.shared.host_write(sources))
     }
+}
+
+/// What a look has found, or that it would have to wait.
+fn now<T>(found: Option<io::Result<T>>) -> io::Result<T> {
+    found.unwrap_or_else(|| Err(io::ErrorKind::WouldBlock.into()))
 }
 
 /// By waiting, any number of tasks at once.

@@ -92,7 +92,7 @@ impl AgentPort {
     ///
     #[cfg_attr(feature = "msb_krun", doc = "```no_run")]
     #[cfg_attr(not(feature = "msb_krun"), doc = "```ignore")]
-    /// use std::time::{Duration, Instant};
+    /// use std::time::Duration;
     ///
     /// use msb_krun::VmBuilder;
     /// use tokio_krun::AgentStream;

@@ -265,22 +265,29 @@ async fn rule_8_an_empty_write_queues_nothing_and_is_no_hot_loop() {
     assert_eq!(stream.read_u8().await.unwrap(), b'x');
 }
 
+/// Waits in a thread of krun's, with a word when the wait is over, and then writes. There is no room
+/// yet.
+fn wait_for_room(backend: AgentConsoleBackend) -> (mpsc::Receiver<()>, thread::JoinHandle<usize>) {
+    let (returned, waiting) = mpsc::channel();
+    let krun = thread::spawn(move || {
+        backend.wait_until_writable();
+        returned.send(()).unwrap();
+        backend.write(&[1; 1024]).unwrap()
+    });
+    assert_eq!(
+        waiting.recv_timeout(Duration::from_millis(50)),
+        Err(mpsc::RecvTimeoutError::Timeout),
+        "there is no room yet"
+    );
+    (waiting, krun)
+}
+
 #[tokio::test]
 async fn rule_9_wait_until_writable_waits_for_room() {
     watchdog(async {
         let (mut stream, backend) = pair();
         fill(&backend);
-        let (returned, waiting) = mpsc::channel();
-        let krun = thread::spawn(move || {
-            backend.wait_until_writable();
-            returned.send(()).unwrap();
-            backend.write(&[1; 1024]).unwrap()
-        });
-        assert_eq!(
-            waiting.recv_timeout(Duration::from_millis(50)),
-            Err(mpsc::RecvTimeoutError::Timeout),
-            "there is no room yet"
-        );
+        let (waiting, krun) = wait_for_room(backend);
         stream.read_exact(&mut [0; SMALL / 2]).await.unwrap();
         waiting.recv().unwrap();
         assert_eq!(krun.join().unwrap(), 1024);
@@ -293,16 +300,7 @@ async fn rule_9_dropping_the_stream_ends_the_wait() {
     watchdog(async {
         let (stream, backend) = pair();
         fill(&backend);
-        let (returned, waiting) = mpsc::channel();
-        let krun = thread::spawn(move || {
-            backend.wait_until_writable();
-            returned.send(()).unwrap();
-            backend.write(&[1; 1024]).unwrap()
-        });
-        assert_eq!(
-            waiting.recv_timeout(Duration::from_millis(50)),
-            Err(mpsc::RecvTimeoutError::Timeout)
-        );
+        let (waiting, krun) = wait_for_room(backend);
         drop(stream);
         waiting.recv().unwrap();
         assert_eq!(krun.join().unwrap(), 1024);

@@ -8,9 +8,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::BytesMut;
 use common::{SMALL, fill, is_would_block, pair, pattern, watchdog};
-use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest};
-use tokio_krun::AgentStream;
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest, Ready};
+use tokio::task::JoinHandle;
 use tokio_krun::guest::Guest;
+use tokio_krun::{AgentStream, OwnedWriteHalf};
 use tokio_test::{assert_pending, assert_ready_ok};
 
 #[tokio::test]
@@ -133,15 +134,21 @@ async fn ready_waits_for_either_and_tells_which() {
     .await;
 }
 
+/// Fills the ring, and waits in another task to write more.
+async fn wait_for_room(stream: AgentStream) -> (OwnedWriteHalf, JoinHandle<io::Result<Ready>>) {
+    let (read, mut write) = stream.into_split();
+    write.write_all(&vec![1; SMALL]).await.unwrap();
+    let waiting = tokio::spawn(async move { read.ready(Interest::WRITABLE).await });
+    tokio::task::yield_now().await;
+    assert!(!waiting.is_finished());
+    (write, waiting)
+}
+
 #[tokio::test]
 async fn shutdown_makes_waiting_writers_ready() {
     watchdog(async {
         let (stream, _backend) = pair();
-        let (read, mut write) = stream.into_split();
-        write.write_all(&vec![1; SMALL]).await.unwrap();
-        let waiting = tokio::spawn(async move { read.ready(Interest::WRITABLE).await });
-        tokio::task::yield_now().await;
-        assert!(!waiting.is_finished());
+        let (mut write, waiting) = wait_for_room(stream).await;
         write.shutdown().await.unwrap();
         assert!(waiting.await.unwrap().unwrap().is_write_closed());
         let error = write.try_write(b"x").unwrap_err();
@@ -155,11 +162,7 @@ async fn hanging_up_and_dropping_the_write_half_make_waiting_writers_ready() {
     watchdog(async {
         for hang_up in [true, false] {
             let (stream, _backend) = pair();
-            let (read, mut write) = stream.into_split();
-            write.write_all(&vec![1; SMALL]).await.unwrap();
-            let waiting = tokio::spawn(async move { read.ready(Interest::WRITABLE).await });
-            tokio::task::yield_now().await;
-            assert!(!waiting.is_finished());
+            let (mut write, waiting) = wait_for_room(stream).await;
             if hang_up {
                 write.hang_up();
             } else {

@@ -125,9 +125,10 @@ pub(crate) mod models {
             .map(drop)
     }
 
-    fn bounded() -> loom::model::Builder {
+    /// A model in which no thread is put off more often than `preemptions` times.
+    pub(crate) fn bounded(preemptions: usize) -> loom::model::Builder {
         let mut model = loom::model::Builder::new();
-        model.preemption_bound = Some(3);
+        model.preemption_bound = Some(preemptions);
         model
     }
 
@@ -153,7 +154,7 @@ pub(crate) mod models {
 
     #[test]
     fn a_sleeper_is_woken_by_either_of_two_producers() {
-        bounded().check(|| {
+        bounded(3).check(|| {
             let shared = Arc::new((Sleep::new(), AtomicUsize::new(0)));
             let producers = [(); 2].map(|()| {
                 let shared = Arc::clone(&shared);
@@ -173,7 +174,7 @@ pub(crate) mod models {
 
     #[test]
     fn each_of_two_sleepers_is_woken() {
-        bounded().check(|| {
+        bounded(3).check(|| {
             let shared = Arc::new((Sleep::new(), AtomicUsize::new(0)));
             let sleepers = [(); 2].map(|()| {
                 let shared = Arc::clone(&shared);
@@ -192,7 +193,7 @@ pub(crate) mod models {
     /// Two changes by two threads that are worth a signal only together.
     #[test]
     fn a_signal_that_takes_two_changes_is_sent() {
-        bounded().check(|| {
+        bounded(3).check(|| {
             let shared = Arc::new((Sleep::new(), AtomicUsize::new(0), AtomicUsize::new(0)));
             let both = |shared: &(Sleep, AtomicUsize, AtomicUsize)| {
                 shared.1.load(Ordering::Relaxed) == 1 && shared.2.load(Ordering::Relaxed) == 1

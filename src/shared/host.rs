@@ -98,10 +98,9 @@ impl ConsoleSharedState {
         self.host_gone.set();
     }
 
-    /// Blocks until the host has stopped reading or `limit` is over, and says which: `true` if the
-    /// host has.
-    pub(crate) fn wait_until_host_stops_reading(&self, limit: Duration) -> bool {
-        self.host_gone.wait(limit)
+    /// Blocks until the host has stopped reading or `limit` is over.
+    pub(crate) fn wait_until_host_stops_reading(&self, limit: Duration) {
+        self.host_gone.wait(limit);
     }
 
     /// Whether the guest's writes must not wait from now on.

@@ -15,13 +15,12 @@ impl Latch {
         self.changed.notify_all();
     }
 
-    /// Blocks until it is set or `limit` is over, and says which: `true` if it is set.
-    pub(crate) fn wait(&self, limit: Duration) -> bool {
+    /// Blocks until it is set or `limit` is over.
+    pub(crate) fn wait(&self, limit: Duration) {
         let set = self.set.lock().unwrap_or_else(PoisonError::into_inner);
-        let (set, _) = self
+        let _set = self
             .changed
             .wait_timeout_while(set, limit, |set| !*set)
             .unwrap_or_else(PoisonError::into_inner);
-        *set
     }
 }

@@ -2,10 +2,11 @@
 //! `AgentStream`'s documentation. The agent does what the test asks for over a second port
 //! (`agent/src/remote.rs` lists the commands).
 
+use std::fmt::Display;
 use std::io;
 
 use futures::{SinkExt, StreamExt};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio_krun::{AgentPort, AgentStream, Options};
 use tokio_test::{assert_pending, assert_ready_ok, task};
 use tokio_util::codec::{Framed, LinesCodec};
@@ -160,6 +161,25 @@ async fn hang_up_on_a_writer() {
     guest.end(vm).await;
 }
 
+/// Has the guest write `length` bytes, reads 10,000 of them, and drops `reading` once the ring is full
+/// and the guest waits. Returns the guest's answer.
+async fn drop_in_mid_write(
+    guest: &mut Guest,
+    vm: &Vm,
+    length: impl Display,
+    mut reading: impl AsyncRead + Unpin,
+) -> String {
+    let command = format!("write {length}");
+    let (answer, ()) = tokio::join!(guest.ask(&command), async {
+        let mut received = [0; 10_000];
+        reading.read_exact(&mut received).await.unwrap();
+        assert!(received == generate(FROM_GUEST, 10_000)[..]);
+        vm.calls.tx_waits.notified().await;
+        drop(reading);
+    });
+    answer
+}
+
 async fn drop_stream() {
     const LENGTH: usize = 3 * MIB;
     let (mut stream, port) = Options::new().capacity(64 * 1024).create().unwrap();
@@ -170,15 +190,7 @@ async fn drop_stream() {
         .write_all(&generate(FROM_HOST, 50_000))
         .await
         .unwrap();
-    let command = format!("write {LENGTH}");
-    let (answer, ()) = tokio::join!(guest.ask(&command), async {
-        let mut received = [0; 10_000];
-        stream.read_exact(&mut received).await.unwrap();
-        assert!(received == generate(FROM_GUEST, 10_000)[..]);
-        // The ring is full and the guest waits.
-        vm.calls.tx_waits.notified().await;
-        drop(stream);
-    });
+    let answer = drop_in_mid_write(&mut guest, &vm, LENGTH, stream).await;
     println!("the guest wrote {LENGTH} bytes: {answer}");
     let written = match answer.strip_prefix("hang-up after ") {
         Some(written) => written.parse().unwrap(),
@@ -203,14 +215,7 @@ async fn drop_stream_silently() {
         .write_all(&generate(FROM_HOST, 50_000))
         .await
         .unwrap();
-    let command = format!("write {LENGTH}");
-    let (answer, ()) = tokio::join!(guest.ask(&command), async {
-        let mut received = [0; 10_000];
-        stream.read_exact(&mut received).await.unwrap();
-        // The ring is full and the guest waits.
-        vm.calls.tx_waits.notified().await;
-        drop(stream);
-    });
+    let answer = drop_in_mid_write(&mut guest, &vm, LENGTH, stream).await;
     assert_eq!(answer, LENGTH.to_string());
     vm.calls.written(LENGTH).await;
     assert_eq!(handle.stats().tx.discarded, LENGTH - 10_000);
@@ -230,18 +235,10 @@ async fn drop_read_half() {
     const LENGTH: u64 = 3 * MIB as u64;
     let (stream, port) = Options::new().capacity(64 * 1024).create().unwrap();
     let handle = port.handle();
-    let (mut read, mut write) = stream.into_split();
+    let (read, mut write) = stream.into_split();
     let (vm, mut guest) = boot(port);
     assert_eq!(guest.ask("open").await, "ok");
-    let command = format!("write {LENGTH}");
-    let (answer, ()) = tokio::join!(guest.ask(&command), async {
-        let mut received = [0; 10_000];
-        read.read_exact(&mut received).await.unwrap();
-        assert!(received == generate(FROM_GUEST, 10_000)[..]);
-        // The ring is full and the guest waits.
-        vm.calls.tx_waits.notified().await;
-        drop(read);
-    });
+    let answer = drop_in_mid_write(&mut guest, &vm, LENGTH, read).await;
     assert_eq!(answer, LENGTH.to_string());
     vm.calls.written(LENGTH).await;
     assert_eq!(handle.stats().tx.discarded, LENGTH - 10_000);
@@ -251,6 +248,7 @@ async fn drop_read_half() {
     // Blocking writes too.
     assert_eq!(guest.ask("close").await, "ok");
     assert_eq!(guest.ask("open blocking").await, "ok");
+    let command = format!("write {LENGTH}");
     assert_eq!(guest.ask(&command).await, LENGTH.to_string());
     vm.calls.written(2 * LENGTH).await;
     assert_eq!(handle.stats().tx.discarded, 2 * LENGTH - 10_000);

@@ -6,7 +6,7 @@ use loom::sync::Arc;
 use loom::thread;
 
 use super::*;
-use crate::shared::gate::models::Sleep;
+use crate::shared::gate::models::{Sleep, bounded};
 
 fn write(ring: &Ring, bytes: &[u8]) -> Result<usize, Refused> {
     ring.write(&[IoSlice::new(bytes)], Admit::Whole)
@@ -28,9 +28,7 @@ fn read_to_end(ring: &Ring, limit: usize) -> Vec<u8> {
 /// out of turn, nor miss one at the end.
 #[test]
 fn bytes_come_out_in_order_and_then_the_end() {
-    let mut model = loom::model::Builder::new();
-    model.preemption_bound = Some(3);
-    model.check(|| {
+    bounded(3).check(|| {
         let ring = Arc::new(Ring::new(8, 4));
         let writer = thread::spawn({
             let ring = Arc::clone(&ring);
@@ -47,9 +45,7 @@ fn bytes_come_out_in_order_and_then_the_end() {
 
 #[test]
 fn a_full_ring_takes_more_only_after_a_read() {
-    let mut model = loom::model::Builder::new();
-    model.preemption_bound = Some(3);
-    model.check(|| {
+    bounded(3).check(|| {
         let ring = Arc::new(Ring::new(2, 2));
         let writer = thread::spawn({
             let ring = Arc::clone(&ring);
@@ -97,9 +93,7 @@ fn a_write_that_meets_the_readers_end_is_accounted_for() {
 /// sleeps on a full ring, and the reader signals only when that is worth it.
 #[test]
 fn a_writer_that_sleeps_on_a_full_ring_is_woken() {
-    let mut model = loom::model::Builder::new();
-    model.preemption_bound = Some(2);
-    model.check(|| {
+    bounded(2).check(|| {
         let shared = Arc::new((Ring::new(2, 2), Sleep::new()));
         write(&shared.0, &[1, 2]).unwrap();
         let writer = thread::spawn({
@@ -127,9 +121,7 @@ fn a_writer_that_sleeps_on_a_full_ring_is_woken() {
 /// The same with the last byte released by another thread, that of the last handle to a chunk.
 #[test]
 fn a_writer_is_woken_by_a_chunk_that_is_given_back() {
-    let mut model = loom::model::Builder::new();
-    model.preemption_bound = Some(2);
-    model.check(|| {
+    bounded(2).check(|| {
         let shared = Arc::new((Ring::new(2, 2), Sleep::new()));
         write(&shared.0, &[1, 2]).unwrap();
         let mut lent = None;

@@ -186,7 +186,7 @@ impl Ring {
 
     /// Makes [`has_wanted_room`](Self::has_wanted_room) wait for so much, until the next write
     /// that is taken.
-    pub(crate) fn want(&self, room: u64) {
+    fn want(&self, room: u64) {
         // Relaxed: the writer looks at the room itself before it sleeps.
         self.wanted.store(room, Ordering::Relaxed);
     }
