@@ -1,0 +1,90 @@
+//! On which core each thread runs, and in which runtime the host's tasks.
+
+use std::fmt;
+
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use tokio::runtime::{Builder, Runtime};
+
+/// Where the two sides run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cores {
+    /// All threads on one core.
+    One,
+    /// The host's runtime on one core, the VMM's threads on another.
+    Apart,
+}
+
+impl Cores {
+    pub(crate) const ALL: [Self; 2] = [Self::One, Self::Apart];
+
+    /// Pins the calling thread, which is one of the host's.
+    pub(crate) fn pin_host(self) {
+        pin(0);
+    }
+
+    /// Pins the calling thread, which is one of the VMM's.
+    pub(crate) fn pin_vmm(self) {
+        pin(match self {
+            Self::One => 0,
+            Self::Apart => 1,
+        });
+    }
+}
+
+impl fmt::Display for Cores {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::One => "one core",
+            Self::Apart => "apart",
+        })
+    }
+}
+
+/// Pins the calling thread to the `index`th core that this program was started with.
+fn pin(index: usize) {
+    static ALLOWED: std::sync::LazyLock<Vec<usize>> = std::sync::LazyLock::new(|| {
+        let allowed = sched_getaffinity(None).expect("the cores of this process");
+        (0..CpuSet::MAX_CPU).filter(|cpu| allowed.is_set(*cpu)).collect()
+    });
+    let cpu = *ALLOWED
+        .get(index)
+        .expect("the benches need two cores");
+    let mut set = CpuSet::new();
+    set.set(cpu);
+    sched_setaffinity(None, &set).expect("a core of this process");
+}
+
+/// The host's runtime.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Flavor {
+    CurrentThread,
+    Workers(usize),
+}
+
+impl Flavor {
+    pub(crate) const ALL: [Self; 3] = [Self::CurrentThread, Self::Workers(1), Self::Workers(2)];
+
+    pub(crate) fn build(self, cores: Cores) -> Runtime {
+        match self {
+            Self::CurrentThread => {
+                cores.pin_host();
+                Builder::new_current_thread().enable_io().build()
+            }
+            Self::Workers(workers) => Builder::new_multi_thread()
+                .worker_threads(workers)
+                .on_thread_start(move || cores.pin_host())
+                .enable_io()
+                .build(),
+        }
+        .expect("a runtime")
+    }
+}
+
+impl fmt::Display for Flavor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::CurrentThread => f.pad("current"),
+            Self::Workers(workers) => f.pad(&format!("{workers} worker{}", if *workers == 1 { "" } else { "s" })),
+        }
+    }
+}

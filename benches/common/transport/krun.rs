@@ -1,0 +1,60 @@
+//! This crate.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use tokio_krun::{AgentConsoleBackend, Options, OwnedReadHalf, OwnedWriteHalf};
+
+use crate::common::vmm::{Channel, Input, Output, Transport};
+
+pub(crate) struct Krun;
+
+pub(crate) struct Backend(Arc<AgentConsoleBackend>);
+
+impl Transport for Krun {
+    const NAME: &'static str = "tokio-krun";
+    type Read = OwnedReadHalf;
+    type Write = OwnedWriteHalf;
+    type Input = Backend;
+    type Output = Backend;
+
+    fn new(capacity: Option<usize>) -> Channel<Self> {
+        let mut options = Options::new();
+        if let Some(capacity) = capacity {
+            options = options.capacity(capacity);
+        }
+        let (stream, port) = options.create().expect("a stream");
+        let (read, write) = stream.into_split();
+        let backend = Arc::new(port.into_backend());
+        Channel {
+            read,
+            write,
+            input: Backend(Arc::clone(&backend)),
+            output: Backend(backend),
+        }
+    }
+}
+
+impl Input for Backend {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.0.read(buf)
+    }
+
+    fn wait_until_readable(&mut self) {
+        // SAFETY: the descriptor is the backend's, which outlives this call.
+        let wake = unsafe { BorrowedFd::borrow_raw(self.0.read_wake_fd()) };
+        poll(&mut [PollFd::from_borrowed_fd(wake, PollFlags::IN)], None).expect("a wait");
+    }
+}
+
+impl Output for Backend {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        self.0.write(buf)
+    }
+
+    fn wait_until_writable(&mut self) {
+        self.0.wait_until_writable();
+    }
+}

@@ -1,0 +1,69 @@
+//! The VMM's side of a port, driven as krun's two threads drive it.
+
+use std::io;
+
+/// krun's `PortInput`: bytes for the guest.
+pub(crate) trait Input: Send + 'static {
+    /// At once, or `WouldBlock`; `Ok(0)` at the end.
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize>;
+    fn wait_until_readable(&mut self);
+
+    /// Fills a descriptor as `process_rx` of `msb_krun_devices` 0.1.42 does: as far as there are
+    /// bytes, and waits only if there were none. Zero at the end.
+    fn fill(&mut self, descriptor: &mut [u8]) -> usize {
+        let mut filled = 0;
+        loop {
+            match self.read(&mut descriptor[filled..]) {
+                Ok(0) => return filled,
+                Ok(read) => filled += read,
+                Err(error) if error.kind() != io::ErrorKind::WouldBlock => return filled,
+                Err(_) if filled > 0 => return filled,
+                Err(_) => self.wait_until_readable(),
+            }
+            if filled == descriptor.len() {
+                return filled;
+            }
+        }
+    }
+}
+
+/// krun's `PortOutput`: the guest's bytes.
+pub(crate) trait Output: Send + 'static {
+    /// At once, or `WouldBlock`.
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize>;
+    fn wait_until_writable(&mut self);
+
+    /// Empties a descriptor as `process_tx` does: all of it, waiting for room. `false` once the host
+    /// has gone.
+    fn empty(&mut self, mut descriptor: &[u8]) -> bool {
+        while !descriptor.is_empty() {
+            match self.write(descriptor) {
+                Ok(0) => return false,
+                Ok(written) => descriptor = &descriptor[written..],
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.wait_until_writable(),
+                Err(_) => return false,
+            }
+        }
+        true
+    }
+}
+
+/// A transport between the host's tasks and the VMM's threads.
+pub(crate) trait Transport: 'static {
+    const NAME: &'static str;
+    type Read: tokio::io::AsyncRead + Unpin + Send + 'static;
+    type Write: tokio::io::AsyncWrite + Unpin + Send + 'static;
+    type Input: Input;
+    type Output: Output;
+
+    /// Both ends of a new channel that holds `capacity` bytes a direction, its own default for
+    /// `None`. In a runtime.
+    fn new(capacity: Option<usize>) -> Channel<Self>;
+}
+
+pub(crate) struct Channel<T: Transport + ?Sized> {
+    pub(crate) read: T::Read,
+    pub(crate) write: T::Write,
+    pub(crate) input: T::Input,
+    pub(crate) output: T::Output,
+}

@@ -1,0 +1,259 @@
+//! Compares this crate with other ways to carry the same bytes, and with the limits of the machine.
+//!
+//! Everything in a row of the table is measured in turns, round by round, in this one run; what is
+//! reported is the median of the rounds' ratios with their quartiles. See `benches/README.md`.
+
+mod common;
+
+use std::time::Duration;
+
+use common::limit;
+use common::place::{Cores, Flavor};
+use common::transport::{Duplex, Krun, Piper, Seed, UnixSocket};
+use common::work::{self, Setting, Size, Work};
+
+/// This crate's default capacity, in bytes.
+const CAPACITY: usize = 1 << 20;
+
+struct Plan {
+    rounds: usize,
+    slice: Duration,
+    /// Only what is named by all of these.
+    filters: Vec<String>,
+}
+
+impl Plan {
+    fn from_arguments() -> Self {
+        let mut plan = Self {
+            rounds: 9,
+            slice: Duration::from_millis(60),
+            filters: Vec::new(),
+        };
+        let mut arguments = std::env::args().skip(1);
+        let number = |of: &str, arguments: &mut dyn Iterator<Item = String>| -> usize {
+            arguments
+                .next()
+                .and_then(|text| text.parse().ok())
+                .unwrap_or_else(|| panic!("{of} takes a number"))
+        };
+        while let Some(argument) = arguments.next() {
+            match argument.as_str() {
+                // From `cargo bench`.
+                "--bench" => {}
+                "--rounds" => plan.rounds = number("--rounds", &mut arguments),
+                "--slice-ms" => {
+                    plan.slice = Duration::from_millis(number("--slice-ms", &mut arguments) as u64);
+                }
+                // Does it all run? The figures mean nothing.
+                "--quick" => (plan.rounds, plan.slice) = (1, Duration::from_millis(5)),
+                filter => plan.filters.push(filter.to_owned()),
+            }
+        }
+        plan
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.filters.iter().all(|filter| name.contains(filter))
+    }
+}
+
+/// One column of a row: what it is, and how to measure it once. More is better.
+type Cell<'a> = (String, Box<dyn Fn() -> f64 + 'a>);
+
+/// Measures all cells in turns, and prints the first one's figure and its ratio to each other.
+fn row(plan: &Plan, name: &str, unit: &str, scale: impl Fn(f64) -> f64, cells: &[Cell<'_>]) {
+    let mut figures = vec![Vec::with_capacity(plan.rounds); cells.len()];
+    for round in 0..plan.rounds {
+        // Nobody is always the first after another.
+        for index in (0..cells.len()).map(|index| (index + round) % cells.len()) {
+            figures[index].push((cells[index].1)());
+        }
+    }
+    let (first, others) = figures.split_first().expect("a cell");
+    print!("{name:<34} {:>9.*} {unit}", precision(scale(median(first))), scale(median(first)));
+    for ((other, _), figures) in cells[1..].iter().zip(others) {
+        let mut ratios: Vec<f64> = first.iter().zip(figures).map(|(a, b)| a / b).collect();
+        ratios.sort_by(f64::total_cmp);
+        let quartile = |quarter: usize| ratios[(ratios.len() - 1) * quarter / 4];
+        print!(
+            " | {other} {:.2} ({:.2}–{:.2})",
+            quartile(2),
+            quartile(1),
+            quartile(3)
+        );
+    }
+    println!();
+}
+
+fn precision(figure: f64) -> usize {
+    if figure < 100.0 { 1 } else { 0 }
+}
+
+fn median(figures: &[f64]) -> f64 {
+    let mut sorted = figures.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted[(sorted.len() - 1) / 2]
+}
+
+fn percentile(times: &mut [Duration], percent: usize) -> f64 {
+    times.sort_unstable();
+    times[(times.len() - 1) * percent / 100].as_secs_f64()
+}
+
+fn main() {
+    let plan = Plan::from_arguments();
+    println!(
+        "{} rounds of {:?} a cell; ratios are tokio-krun / other, median (quartiles)",
+        plan.rounds, plan.slice
+    );
+    throughput(&plan);
+    copies(&plan);
+    round_trips(&plan);
+    streams(&plan);
+    capacities(&plan);
+}
+
+fn settings(plan: &Plan) -> impl Iterator<Item = Setting> {
+    let slice = plan.slice;
+    Cores::ALL.into_iter().flat_map(move |cores| {
+        Flavor::ALL.into_iter().map(move |flavor| Setting {
+            cores,
+            flavor,
+            capacity: Some(CAPACITY),
+            slice,
+        })
+    })
+}
+
+fn throughput(plan: &Plan) {
+    println!("\n# Throughput, MB/s; at 1 MiB a direction but where said");
+    for setting in settings(plan) {
+        for work in Work::ALL {
+            let name = format!("{} {} {}", setting.cores, setting.flavor, work.name());
+            if !plan.has(&name) {
+                continue;
+            }
+            let own = Setting { capacity: None, ..setting };
+            let mut cells: Vec<Cell<'_>> = vec![
+                ("tokio-krun".into(), Box::new(|| work::throughput::<Krun>(work, setting))),
+                ("UnixStream".into(), Box::new(|| work::throughput::<UnixSocket>(work, setting))),
+                ("UnixStream as it is".into(), Box::new(|| work::throughput::<UnixSocket>(work, own))),
+                ("by hand".into(), Box::new(|| work::throughput::<Seed>(work, setting))),
+                ("by hand, 256 slots".into(), Box::new(|| work::throughput::<Seed>(work, own))),
+                ("duplex".into(), Box::new(|| work::throughput::<Duplex>(work, setting))),
+                ("piper".into(), Box::new(|| work::throughput::<Piper>(work, setting))),
+            ];
+            if let Some((write, read)) = match work {
+                Work::GuestToHost(size) => Some((size, 64 * 1024)),
+                Work::HostToGuest(size) => Some((size, 4096)),
+                _ => None,
+            } {
+                let Setting { cores, slice, .. } = setting;
+                cells.push((
+                    "two copies".into(),
+                    Box::new(move || limit::two_copies(write, read, CAPACITY, cores, slice)),
+                ));
+            }
+            row(plan, &name, "MB/s", |rate| rate / 1e6, &cells);
+        }
+    }
+}
+
+fn copies(plan: &Plan) {
+    println!("\n# Without the host's copy, MB/s, against the stream with it");
+    for setting in settings(plan) {
+        for size in [4096, 32 * 1024] {
+            let name = format!("{} {} chunks g→h {}", setting.cores, setting.flavor, Size(size));
+            if plan.has(&name) {
+                row(plan, &name, "MB/s", |rate| rate / 1e6, &[
+                    ("chunks".into(), Box::new(|| work::chunks_in(size, setting))),
+                    ("stream".into(), Box::new(|| work::throughput::<Krun>(Work::GuestToHost(size), setting))),
+                    ("UnixStream".into(), Box::new(|| work::throughput::<UnixSocket>(Work::GuestToHost(size), setting))),
+                ]);
+            }
+        }
+        for size in [4096, 16 * 1024, 64 * 1024] {
+            let name = format!("{} {} chunks h→g {}", setting.cores, setting.flavor, Size(size));
+            if plan.has(&name) {
+                row(plan, &name, "MB/s", |rate| rate / 1e6, &[
+                    ("chunks".into(), Box::new(|| work::chunks_out(size, setting))),
+                    ("stream".into(), Box::new(|| work::throughput::<Krun>(Work::HostToGuest(size), setting))),
+                    ("UnixStream".into(), Box::new(|| work::throughput::<UnixSocket>(Work::HostToGuest(size), setting))),
+                ]);
+            }
+        }
+    }
+}
+
+/// Trips a second, so that more is better here too; shown as the time of one.
+fn round_trips(plan: &Plan) {
+    println!("\n# Round trip of 64 bytes: µs, and how many times faster than the other");
+    for setting in settings(plan) {
+        for percent in [50, 99] {
+            let name = format!("{} {} round trip p{percent}", setting.cores, setting.flavor);
+            if !plan.has(&name) {
+                continue;
+            }
+            let Setting { cores, slice, .. } = setting;
+            let trips = |mut times: Vec<Duration>| 1.0 / percentile(&mut times, percent);
+            row(plan, &name, "µs", |rate| 1e6 / rate, &[
+                ("tokio-krun".into(), Box::new(|| trips(work::round_trips::<Krun>(setting)))),
+                ("UnixStream".into(), Box::new(|| trips(work::round_trips::<UnixSocket>(setting)))),
+                ("by hand".into(), Box::new(|| trips(work::round_trips::<Seed>(setting)))),
+                ("duplex".into(), Box::new(|| trips(work::round_trips::<Duplex>(setting)))),
+                ("piper".into(), Box::new(|| trips(work::round_trips::<Piper>(setting)))),
+                ("eventfds".into(), Box::new(|| trips(limit::eventfds(setting)))),
+                ("futexes".into(), Box::new(|| trips(limit::futexes(cores, slice)))),
+            ]);
+        }
+    }
+}
+
+/// Against one stream of the same kind.
+fn streams(plan: &Plan) {
+    println!("\n# Many streams in one runtime, 32 KiB descriptors: MB/s, and the ratio to one stream's");
+    raise_descriptor_limit();
+    let bytes = if plan.rounds == 1 { 1 << 24 } else { 1 << 28 };
+    for setting in settings(plan) {
+        let name = format!("{} {} streams", setting.cores, setting.flavor);
+        if !plan.has(&name) {
+            continue;
+        }
+        for streams in [16, 256, 1024] {
+            row(plan, &format!("{name} {streams}"), "MB/s", |rate| rate / 1e6, &[
+                ("tokio-krun".into(), Box::new(move || work::many::<Krun>(streams, bytes, setting))),
+                ("one stream".into(), Box::new(|| work::many::<Krun>(1, bytes, setting))),
+                ("UnixStream".into(), Box::new(move || work::many::<UnixSocket>(streams, bytes, setting))),
+                ("piper".into(), Box::new(move || work::many::<Piper>(streams, bytes, setting))),
+            ]);
+        }
+    }
+}
+
+/// What the default capacity was chosen by.
+fn capacities(plan: &Plan) {
+    println!("\n# The capacity: MB/s, and the ratio to the default's");
+    for setting in settings(plan) {
+        for work in [Work::GuestToHost(4096), Work::GuestToHost(32 * 1024), Work::HostToGuest(64 * 1024)] {
+            let name = format!("{} {} capacity {}", setting.cores, setting.flavor, work.name());
+            if !plan.has(&name) {
+                continue;
+            }
+            for capacity in [16, 17, 18, 19, 21, 22, 23].map(|power| 1 << power) {
+                let this = Setting { capacity: Some(capacity), ..setting };
+                row(plan, &format!("{name} at {}", Size(capacity)), "MB/s", |rate| rate / 1e6, &[
+                    ("this".into(), Box::new(move || work::throughput::<Krun>(work, this))),
+                    ("1M".into(), Box::new(|| work::throughput::<Krun>(work, setting))),
+                ]);
+            }
+        }
+    }
+}
+
+/// A stream has three descriptors, a pair of sockets two.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    setrlimit(Resource::Nofile, limit).expect("the limit may be raised to its bound");
+}
