@@ -70,7 +70,11 @@ fn row(plan: &Plan, name: &str, unit: &str, scale: impl Fn(f64) -> f64, cells: &
         }
     }
     let (first, others) = figures.split_first().expect("a cell");
-    print!("{name:<34} {:>9.*} {unit}", precision(scale(median(first))), scale(median(first)));
+    print!(
+        "{name:<34} {:>9.*} {unit}",
+        precision(scale(median(first))),
+        scale(median(first))
+    );
     for ((other, _), figures) in cells[1..].iter().zip(others) {
         let mut ratios: Vec<f64> = first.iter().zip(figures).map(|(a, b)| a / b).collect();
         ratios.sort_by(f64::total_cmp);
@@ -133,15 +137,39 @@ fn throughput(plan: &Plan) {
             if !plan.has(&name) {
                 continue;
             }
-            let own = Setting { capacity: None, ..setting };
+            let own = Setting {
+                capacity: None,
+                ..setting
+            };
             let mut cells: Vec<Cell<'_>> = vec![
-                ("tokio-krun".into(), Box::new(|| work::throughput::<Krun>(work, setting))),
-                ("UnixStream".into(), Box::new(|| work::throughput::<UnixSocket>(work, setting))),
-                ("UnixStream as it is".into(), Box::new(|| work::throughput::<UnixSocket>(work, own))),
-                ("by hand".into(), Box::new(|| work::throughput::<Seed>(work, setting))),
-                ("by hand, 256 slots".into(), Box::new(|| work::throughput::<Seed>(work, own))),
-                ("duplex".into(), Box::new(|| work::throughput::<Duplex>(work, setting))),
-                ("piper".into(), Box::new(|| work::throughput::<Piper>(work, setting))),
+                (
+                    "tokio-krun".into(),
+                    Box::new(|| work::throughput::<Krun>(work, setting)),
+                ),
+                (
+                    "UnixStream".into(),
+                    Box::new(|| work::throughput::<UnixSocket>(work, setting)),
+                ),
+                (
+                    "UnixStream as it is".into(),
+                    Box::new(|| work::throughput::<UnixSocket>(work, own)),
+                ),
+                (
+                    "by hand".into(),
+                    Box::new(|| work::throughput::<Seed>(work, setting)),
+                ),
+                (
+                    "by hand, 256 slots".into(),
+                    Box::new(|| work::throughput::<Seed>(work, own)),
+                ),
+                (
+                    "duplex".into(),
+                    Box::new(|| work::throughput::<Duplex>(work, setting)),
+                ),
+                (
+                    "piper".into(),
+                    Box::new(|| work::throughput::<Piper>(work, setting)),
+                ),
             ];
             if let Some((write, read)) = match work {
                 Work::GuestToHost(size) => Some((size, 64 * 1024)),
@@ -163,23 +191,64 @@ fn copies(plan: &Plan) {
     println!("\n# Without the host's copy, MB/s, against the stream with it");
     for setting in settings(plan) {
         for size in [4096, 32 * 1024] {
-            let name = format!("{} {} chunks g→h {}", setting.cores, setting.flavor, Size(size));
+            let name = format!(
+                "{} {} chunks g→h {}",
+                setting.cores,
+                setting.flavor,
+                Size(size)
+            );
             if plan.has(&name) {
-                row(plan, &name, "MB/s", |rate| rate / 1e6, &[
-                    ("chunks".into(), Box::new(|| work::chunks_in(size, setting))),
-                    ("stream".into(), Box::new(|| work::throughput::<Krun>(Work::GuestToHost(size), setting))),
-                    ("UnixStream".into(), Box::new(|| work::throughput::<UnixSocket>(Work::GuestToHost(size), setting))),
-                ]);
+                row(
+                    plan,
+                    &name,
+                    "MB/s",
+                    |rate| rate / 1e6,
+                    &[
+                        ("chunks".into(), Box::new(|| work::chunks_in(size, setting))),
+                        (
+                            "stream".into(),
+                            Box::new(|| work::throughput::<Krun>(Work::GuestToHost(size), setting)),
+                        ),
+                        (
+                            "UnixStream".into(),
+                            Box::new(|| {
+                                work::throughput::<UnixSocket>(Work::GuestToHost(size), setting)
+                            }),
+                        ),
+                    ],
+                );
             }
         }
         for size in [4096, 16 * 1024, 64 * 1024] {
-            let name = format!("{} {} chunks h→g {}", setting.cores, setting.flavor, Size(size));
+            let name = format!(
+                "{} {} chunks h→g {}",
+                setting.cores,
+                setting.flavor,
+                Size(size)
+            );
             if plan.has(&name) {
-                row(plan, &name, "MB/s", |rate| rate / 1e6, &[
-                    ("chunks".into(), Box::new(|| work::chunks_out(size, setting))),
-                    ("stream".into(), Box::new(|| work::throughput::<Krun>(Work::HostToGuest(size), setting))),
-                    ("UnixStream".into(), Box::new(|| work::throughput::<UnixSocket>(Work::HostToGuest(size), setting))),
-                ]);
+                row(
+                    plan,
+                    &name,
+                    "MB/s",
+                    |rate| rate / 1e6,
+                    &[
+                        (
+                            "chunks".into(),
+                            Box::new(|| work::chunks_out(size, setting)),
+                        ),
+                        (
+                            "stream".into(),
+                            Box::new(|| work::throughput::<Krun>(Work::HostToGuest(size), setting)),
+                        ),
+                        (
+                            "UnixStream".into(),
+                            Box::new(|| {
+                                work::throughput::<UnixSocket>(Work::HostToGuest(size), setting)
+                            }),
+                        ),
+                    ],
+                );
             }
         }
     }
@@ -196,22 +265,51 @@ fn round_trips(plan: &Plan) {
             }
             let Setting { cores, slice, .. } = setting;
             let trips = |mut times: Vec<Duration>| 1.0 / percentile(&mut times, percent);
-            row(plan, &name, "µs", |rate| 1e6 / rate, &[
-                ("tokio-krun".into(), Box::new(|| trips(work::round_trips::<Krun>(setting)))),
-                ("UnixStream".into(), Box::new(|| trips(work::round_trips::<UnixSocket>(setting)))),
-                ("by hand".into(), Box::new(|| trips(work::round_trips::<Seed>(setting)))),
-                ("duplex".into(), Box::new(|| trips(work::round_trips::<Duplex>(setting)))),
-                ("piper".into(), Box::new(|| trips(work::round_trips::<Piper>(setting)))),
-                ("eventfds".into(), Box::new(|| trips(limit::eventfds(setting)))),
-                ("futexes".into(), Box::new(|| trips(limit::futexes(cores, slice)))),
-            ]);
+            row(
+                plan,
+                &name,
+                "µs",
+                |rate| 1e6 / rate,
+                &[
+                    (
+                        "tokio-krun".into(),
+                        Box::new(|| trips(work::round_trips::<Krun>(setting))),
+                    ),
+                    (
+                        "UnixStream".into(),
+                        Box::new(|| trips(work::round_trips::<UnixSocket>(setting))),
+                    ),
+                    (
+                        "by hand".into(),
+                        Box::new(|| trips(work::round_trips::<Seed>(setting))),
+                    ),
+                    (
+                        "duplex".into(),
+                        Box::new(|| trips(work::round_trips::<Duplex>(setting))),
+                    ),
+                    (
+                        "piper".into(),
+                        Box::new(|| trips(work::round_trips::<Piper>(setting))),
+                    ),
+                    (
+                        "eventfds".into(),
+                        Box::new(|| trips(limit::eventfds(setting))),
+                    ),
+                    (
+                        "futexes".into(),
+                        Box::new(|| trips(limit::futexes(cores, slice))),
+                    ),
+                ],
+            );
         }
     }
 }
 
 /// Against one stream of the same kind.
 fn streams(plan: &Plan) {
-    println!("\n# Many streams in one runtime, 32 KiB descriptors: MB/s, and the ratio to one stream's");
+    println!(
+        "\n# Many streams in one runtime, 32 KiB descriptors: MB/s, and the ratio to one stream's"
+    );
     raise_descriptor_limit();
     let bytes = if plan.rounds == 1 { 1 << 24 } else { 1 << 28 };
     for setting in settings(plan) {
@@ -220,12 +318,30 @@ fn streams(plan: &Plan) {
             continue;
         }
         for streams in [16, 256, 1024] {
-            row(plan, &format!("{name} {streams}"), "MB/s", |rate| rate / 1e6, &[
-                ("tokio-krun".into(), Box::new(move || work::many::<Krun>(streams, bytes, setting))),
-                ("one stream".into(), Box::new(|| work::many::<Krun>(1, bytes, setting))),
-                ("UnixStream".into(), Box::new(move || work::many::<UnixSocket>(streams, bytes, setting))),
-                ("piper".into(), Box::new(move || work::many::<Piper>(streams, bytes, setting))),
-            ]);
+            row(
+                plan,
+                &format!("{name} {streams}"),
+                "MB/s",
+                |rate| rate / 1e6,
+                &[
+                    (
+                        "tokio-krun".into(),
+                        Box::new(move || work::many::<Krun>(streams, bytes, setting)),
+                    ),
+                    (
+                        "one stream".into(),
+                        Box::new(|| work::many::<Krun>(1, bytes, setting)),
+                    ),
+                    (
+                        "UnixStream".into(),
+                        Box::new(move || work::many::<UnixSocket>(streams, bytes, setting)),
+                    ),
+                    (
+                        "piper".into(),
+                        Box::new(move || work::many::<Piper>(streams, bytes, setting)),
+                    ),
+                ],
+            );
         }
     }
 }
@@ -234,17 +350,41 @@ fn streams(plan: &Plan) {
 fn capacities(plan: &Plan) {
     println!("\n# The capacity: MB/s, and the ratio to the default's");
     for setting in settings(plan) {
-        for work in [Work::GuestToHost(4096), Work::GuestToHost(32 * 1024), Work::HostToGuest(64 * 1024)] {
-            let name = format!("{} {} capacity {}", setting.cores, setting.flavor, work.name());
+        for work in [
+            Work::GuestToHost(4096),
+            Work::GuestToHost(32 * 1024),
+            Work::HostToGuest(64 * 1024),
+        ] {
+            let name = format!(
+                "{} {} capacity {}",
+                setting.cores,
+                setting.flavor,
+                work.name()
+            );
             if !plan.has(&name) {
                 continue;
             }
             for capacity in [16, 17, 18, 19, 21, 22, 23].map(|power| 1 << power) {
-                let this = Setting { capacity: Some(capacity), ..setting };
-                row(plan, &format!("{name} at {}", Size(capacity)), "MB/s", |rate| rate / 1e6, &[
-                    ("this".into(), Box::new(move || work::throughput::<Krun>(work, this))),
-                    ("1M".into(), Box::new(|| work::throughput::<Krun>(work, setting))),
-                ]);
+                let this = Setting {
+                    capacity: Some(capacity),
+                    ..setting
+                };
+                row(
+                    plan,
+                    &format!("{name} at {}", Size(capacity)),
+                    "MB/s",
+                    |rate| rate / 1e6,
+                    &[
+                        (
+                            "this".into(),
+                            Box::new(move || work::throughput::<Krun>(work, this)),
+                        ),
+                        (
+                            "1M".into(),
+                            Box::new(|| work::throughput::<Krun>(work, setting)),
+                        ),
+                    ],
+                );
             }
         }
     }

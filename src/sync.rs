@@ -33,6 +33,21 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> loom::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap()
 }
 
+/// Locks if nobody has it locked.
+#[cfg(not(tokio_krun_loom))]
+pub(crate) fn try_lock<T>(mutex: &Mutex<T>) -> Option<std::sync::MutexGuard<'_, T>> {
+    match mutex.try_lock() {
+        Ok(guard) => Some(guard),
+        Err(std::sync::TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+        Err(std::sync::TryLockError::WouldBlock) => None,
+    }
+}
+
+#[cfg(tokio_krun_loom)]
+pub(crate) fn try_lock<T>(mutex: &Mutex<T>) -> Option<loom::sync::MutexGuard<'_, T>> {
+    mutex.try_lock().ok()
+}
+
 #[cfg(tokio_krun_loom)]
 mod model {
     use loom::sync::Mutex;

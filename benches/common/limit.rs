@@ -13,7 +13,13 @@ use super::work::Setting;
 
 /// Bytes a second through one byte ring of `capacity`, copied in by pieces of `write` and out by
 /// pieces of `read`: by one thread that fills and empties the ring, or by two that spin.
-pub(crate) fn two_copies(write: usize, read: usize, capacity: usize, cores: Cores, slice: Duration) -> f64 {
+pub(crate) fn two_copies(
+    write: usize,
+    read: usize,
+    capacity: usize,
+    cores: Cores,
+    slice: Duration,
+) -> f64 {
     let (mut producer, mut consumer) = RingBuffer::new(capacity);
     let (source, mut target) = (vec![7; write], vec![0; read]);
     match cores {
@@ -134,7 +140,8 @@ pub(crate) fn eventfds(setting: Setting) -> Vec<Duration> {
         let to_vmm = eventfd(0, flags).expect("an eventfd");
         let to_host = eventfd(0, flags).expect("an eventfd");
         #[allow(deprecated, reason = "what programs call today")]
-        let from_vmm = AsyncFd::new(to_host.try_clone().expect("a descriptor")).expect("a registration");
+        let from_vmm =
+            AsyncFd::new(to_host.try_clone().expect("a descriptor")).expect("a registration");
         let vmm_end = to_vmm.try_clone().expect("a descriptor");
         let vmm = thread::spawn(move || {
             setting.cores.pin_vmm();

@@ -44,11 +44,11 @@ impl fmt::Display for Cores {
 fn pin(index: usize) {
     static ALLOWED: std::sync::LazyLock<Vec<usize>> = std::sync::LazyLock::new(|| {
         let allowed = sched_getaffinity(None).expect("the cores of this process");
-        (0..CpuSet::MAX_CPU).filter(|cpu| allowed.is_set(*cpu)).collect()
+        (0..CpuSet::MAX_CPU)
+            .filter(|cpu| allowed.is_set(*cpu))
+            .collect()
     });
-    let cpu = *ALLOWED
-        .get(index)
-        .expect("the benches need two cores");
+    let cpu = *ALLOWED.get(index).expect("the benches need two cores");
     let mut set = CpuSet::new();
     set.set(cpu);
     sched_setaffinity(None, &set).expect("a core of this process");
@@ -84,7 +84,10 @@ impl fmt::Display for Flavor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::CurrentThread => f.pad("current"),
-            Self::Workers(workers) => f.pad(&format!("{workers} worker{}", if *workers == 1 { "" } else { "s" })),
+            Self::Workers(workers) => f.pad(&format!(
+                "{workers} worker{}",
+                if *workers == 1 { "" } else { "s" }
+            )),
         }
     }
 }

@@ -40,7 +40,9 @@ pub(crate) trait Output: Send + 'static {
             match self.write(descriptor) {
                 Ok(0) => return false,
                 Ok(written) => descriptor = &descriptor[written..],
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.wait_until_writable(),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.wait_until_writable()
+                }
                 Err(_) => return false,
             }
         }

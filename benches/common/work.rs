@@ -231,7 +231,10 @@ pub(crate) fn throughput<T: Transport>(work: Work, setting: Setting) -> f64 {
             }
             Work::Both => {
                 let other = Meter::new(slice);
-                let transmits = on_vmm(cores, transmit(output, vec![7; TX_DESCRIPTOR], TX_DESCRIPTOR, &meter));
+                let transmits = on_vmm(
+                    cores,
+                    transmit(output, vec![7; TX_DESCRIPTOR], TX_DESCRIPTOR, &meter),
+                );
                 let receives = on_vmm(cores, receive(input, &other));
                 let writes = tokio::spawn(async move { write_all(write, 64 * 1024, &other).await });
                 let rate = read_all(read, &meter).await;
@@ -269,7 +272,10 @@ pub(crate) fn throughput<T: Transport>(work: Work, setting: Setting) -> f64 {
                 let payload = Bytes::from(vec![7; size]);
                 loop {
                     let goes_on = sending.goes_on_after(size + 4);
-                    frames.feed(payload.clone()).await.expect("the VMM is there");
+                    frames
+                        .feed(payload.clone())
+                        .await
+                        .expect("the VMM is there");
                     if !goes_on {
                         break;
                     }
@@ -348,7 +354,10 @@ pub(crate) fn chunks_in(size: usize, setting: Setting) -> f64 {
     setting.run(move || async move {
         let meter = Meter::new(setting.slice);
         let channel = Krun::new(setting.capacity);
-        let vmm = on_vmm(setting.cores, transmit(channel.output, vec![7; size], size, &meter));
+        let vmm = on_vmm(
+            setting.cores,
+            transmit(channel.output, vec![7; size], size, &meter),
+        );
         let mut chunks = Chunks::<OwnedReadHalf>::new(channel.read);
         let mut receiving = meter.receiver();
         while let Some(chunk) = chunks.next().await {
@@ -405,7 +414,9 @@ pub(crate) fn round_trips<T: Transport>(setting: Setting) -> Vec<Duration> {
         while began.elapsed() < setting.slice + setting.slice / 4 {
             let sent = Instant::now();
             write.write_all(&message).await.expect("the VMM is there");
-            read.read_exact(&mut message).await.expect("the VMM is there");
+            read.read_exact(&mut message)
+                .await
+                .expect("the VMM is there");
             if sent - began >= setting.slice / 4 {
                 times.push(sent.elapsed());
             }
@@ -429,7 +440,12 @@ pub(crate) fn many<T: Transport>(streams: usize, bytes: usize, setting: Setting)
         let warm = TURN * TX_DESCRIPTOR;
         let (warmed, mut warming) = tokio::sync::mpsc::unbounded_channel();
         for _ in 0..streams {
-            let Channel { mut read, write, input, output } = T::new(setting.capacity);
+            let Channel {
+                mut read,
+                write,
+                input,
+                output,
+            } = T::new(setting.capacity);
             outputs.push(output);
             others.push((write, input));
             let warmed = warmed.clone();
@@ -477,12 +493,21 @@ pub(crate) fn many<T: Transport>(streams: usize, bytes: usize, setting: Setting)
 }
 
 /// A request and its answer over frames, for counting what one costs.
-pub(crate) async fn framed_echo<T: Transport>(channel: Channel<T>, cores: Cores, size: usize, count: usize)
-where
+pub(crate) async fn framed_echo<T: Transport>(
+    channel: Channel<T>,
+    cores: Cores,
+    size: usize,
+    count: usize,
+) where
     T::Read: AsyncRead,
     T::Write: AsyncWrite,
 {
-    let Channel { read, write, mut input, mut output } = channel;
+    let Channel {
+        read,
+        write,
+        mut input,
+        mut output,
+    } = channel;
     let vmm = on_vmm(cores, move || {
         let mut descriptor = vec![0; RX_DESCRIPTOR];
         loop {
@@ -495,7 +520,10 @@ where
     let mut frames = Framed::new(tokio::io::join(read, write), LengthDelimitedCodec::new());
     let payload = Bytes::from(vec![7; size]);
     for _ in 0..count {
-        frames.send(payload.clone()).await.expect("the VMM is there");
+        frames
+            .send(payload.clone())
+            .await
+            .expect("the VMM is there");
         frames.next().await.expect("an answer").expect("a frame");
     }
     drop(frames);

@@ -54,6 +54,12 @@ impl Gate {
     pub(crate) fn open(&self, is_worth_it: impl FnOnce() -> bool) -> bool {
         // Pairs with the fence in `arm`.
         fence(Ordering::SeqCst);
+        self.open_after_fence(is_worth_it)
+    }
+
+    /// The same for a change that a sequentially consistent fence has followed.
+    #[must_use]
+    pub(crate) fn open_after_fence(&self, is_worth_it: impl FnOnce() -> bool) -> bool {
         // The load keeps the cache line shared while nobody sleeps; the swap lets one of several
         // callers signal. What the sleeper then reads is ordered by the ring's own atomics.
         self.armed.load(Ordering::Relaxed)
@@ -93,9 +99,19 @@ pub(crate) mod models {
 
         pub(crate) fn notify_if(&self, is_worth_it: impl FnOnce() -> bool) {
             if self.gate.open(is_worth_it) {
-                *lock(&self.signals) += 1;
-                self.changed.notify_all();
+                self.signal();
             }
+        }
+
+        pub(crate) fn notify_after_fence(&self) {
+            if self.gate.open_after_fence(|| true) {
+                self.signal();
+            }
+        }
+
+        fn signal(&self) {
+            *lock(&self.signals) += 1;
+            self.changed.notify_all();
         }
 
         pub(crate) fn until<T>(&self, mut look: impl FnMut() -> Option<T>) -> T {

@@ -58,11 +58,11 @@ impl ConsoleSharedState {
     pub(crate) fn guest_write(&self, source: &[u8]) -> Option<usize> {
         let quiesced = self.quiesced.load(Ordering::Relaxed);
         let admit = if quiesced { Admit::Over } else { Admit::Whole };
-        match self.tx_ring.write(&[IoSlice::new(source)], admit) {
-            Ok(written) => {
-                self.tx_data.notify();
-                Some(written)
-            }
+        let written = self.tx_ring.write(&[IoSlice::new(source)], admit);
+        // Whatever it was, see `Ring::write`.
+        self.tx_data.notify_after_fence();
+        match written {
+            Ok(written) => Some(written),
             Err(Refused::Full) => None,
             Err(Refused::Closed | Refused::Abandoned) => {
                 self.tx_ring.discard(source.len());
@@ -80,7 +80,7 @@ impl ConsoleSharedState {
     pub(crate) fn guest_end(&self) {
         self.trace.lifecycle("the guest has gone");
         self.tx_ring.close();
-        self.tx_data.notify();
+        self.tx_data.notify_after_fence();
         self.rx_ring.abandon();
         self.rx_room.notify();
     }

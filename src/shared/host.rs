@@ -125,12 +125,10 @@ impl ConsoleSharedState {
     }
 
     fn host_wrote(&self, written: Result<usize, Refused>) -> Option<io::Result<usize>> {
+        // Whatever it was, see `Ring::write`.
+        self.rx_data.notify_after_fence();
         match written {
-            Ok(0) => Some(Ok(0)),
-            Ok(written) => {
-                self.rx_data.notify();
-                Some(Ok(written))
-            }
+            Ok(written) => Some(Ok(written)),
             Err(Refused::Full) => None,
             Err(Refused::Closed) => Some(Err(Error::ShutDown.into())),
             Err(Refused::Abandoned) => Some(Err(Error::GuestGone.into())),
@@ -147,7 +145,7 @@ impl ConsoleSharedState {
 
     /// The position after what was written so far.
     pub(crate) fn host_written(&self) -> u64 {
-        self.rx_ring.end()
+        self.rx_ring.end_position()
     }
 
     /// Whether the guest has taken everything before `position`, an error if it never will. Until
@@ -166,6 +164,7 @@ impl ConsoleSharedState {
     /// Ends the host's writing without a word to the guest.
     pub(crate) fn host_shut_down(&self) {
         self.rx_ring.close();
+        self.rx_data.notify_after_fence();
         // Whoever waits for room learns that there will be none.
         self.rx_room.notify();
     }

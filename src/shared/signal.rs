@@ -52,9 +52,20 @@ impl<W: Wake> Signal<W> {
     /// The same, if the change is worth a signal; see [`Gate::open`].
     pub(crate) fn notify_if(&self, is_worth_it: impl FnOnce() -> bool) {
         if self.gate.open(is_worth_it) {
-            self.signals.fetch_add(1, Ordering::Relaxed);
-            self.wake.signal();
+            self.signal();
         }
+    }
+
+    /// [`notify`](Self::notify) after a change that a sequentially consistent fence has followed.
+    pub(crate) fn notify_after_fence(&self) {
+        if self.gate.open_after_fence(|| true) {
+            self.signal();
+        }
+    }
+
+    fn signal(&self) {
+        self.signals.fetch_add(1, Ordering::Relaxed);
+        self.wake.signal();
     }
 
     /// How often the sleeper was woken.

@@ -2,13 +2,7 @@
 
 use bytes::{Buf, Bytes};
 
-pub(super) struct Chunk {
-    /// Of its first byte in the stream.
-    pub(super) position: u64,
-    pub(super) storage: Storage,
-}
-
-pub(super) enum Storage {
+pub(super) enum Chunk {
     /// The ring's own, and how much of it has been read.
     Own(Vec<u8>, usize),
     /// Bytes that were written as they are.
@@ -17,7 +11,7 @@ pub(super) enum Storage {
     Lent(Bytes),
 }
 
-impl Storage {
+impl Chunk {
     pub(super) fn rest(&self) -> &[u8] {
         match self {
             Self::Own(bytes, taken) => bytes.get(*taken..).unwrap_or_default(),

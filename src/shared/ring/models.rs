@@ -65,6 +65,53 @@ fn a_full_ring_takes_more_only_after_a_read() {
     });
 }
 
+/// Ring and gate together, as a task of the host's uses them: it looks in vain while the writer is at
+/// the open chunk, and sleeps. The third write, of more than there is room for, takes nothing.
+#[test]
+fn a_reader_that_meets_a_writer_at_the_open_chunk_is_woken() {
+    bounded(3).check(|| {
+        let shared = Arc::new((Ring::new(4, 2), Sleep::new()));
+        let writer = thread::spawn({
+            let shared = Arc::clone(&shared);
+            move || {
+                let (ring, data) = &*shared;
+                for bytes in [&[1][..], &[2, 3], &[0; 4]] {
+                    let _ = write(ring, bytes);
+                    data.notify_after_fence();
+                }
+            }
+        });
+        let (ring, data) = &*shared;
+        let mut bytes = Vec::new();
+        while bytes.len() < 3 {
+            data.until(|| ring.read(1, |part| bytes.extend_from_slice(part)));
+        }
+        assert_eq!(bytes, [1, 2, 3]);
+        writer.join().unwrap();
+    });
+}
+
+/// A write that is refused has held the open chunk from the reader as well.
+#[test]
+fn a_reader_that_meets_a_refused_write_is_woken() {
+    loom::model(|| {
+        let shared = Arc::new((Ring::new(2, 1), Sleep::new()));
+        write(&shared.0, &[1]).unwrap();
+        let writer = thread::spawn({
+            let shared = Arc::clone(&shared);
+            move || {
+                let (ring, data) = &*shared;
+                let refused = write(ring, &[2, 3]);
+                data.notify_after_fence();
+                refused
+            }
+        });
+        let (ring, data) = &*shared;
+        assert!(data.until(|| ring.read(2, |_| {})) > 0);
+        let _ = writer.join().unwrap();
+    });
+}
+
 /// Whatever the order, each byte is either refused or counted as discarded.
 #[test]
 fn a_write_that_meets_the_readers_end_is_accounted_for() {

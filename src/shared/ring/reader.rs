@@ -8,15 +8,15 @@ use std::panic::{self, AssertUnwindSafe};
 use bytes::Bytes;
 
 use super::Ring;
-use super::chunk::{Chunk, Storage};
-use crate::sync::{Ordering, fence, lock};
+use super::chunk::Chunk;
+use crate::sync::{Ordering, fence, lock, try_lock};
 
 #[derive(Default)]
 pub(super) struct Reader {
     /// Never empty.
-    current: Option<Storage>,
-    /// Taken before its turn; see the module's documentation.
-    ahead: Option<Chunk>,
+    current: Option<Chunk>,
+    /// Storage that was read out, kept for the next open chunk to be taken; or none.
+    idle: Vec<u8>,
 }
 
 impl Ring {
@@ -40,16 +40,16 @@ impl Ring {
             let length = self.current(reader)?.rest().len();
             self.advance_read(length);
             Some(match reader.current.take()? {
-                storage if self.is_small(length) => {
-                    let copy = Bytes::copy_from_slice(storage.rest());
+                chunk if self.is_small(length) => {
+                    let copy = Bytes::copy_from_slice(chunk.rest());
                     self.release(length);
-                    if let Storage::Own(bytes, _) = storage {
-                        self.give_back(bytes);
+                    if let Chunk::Own(bytes, _) = chunk {
+                        self.recycle(reader, bytes);
                     }
                     copy
                 }
-                Storage::Own(bytes, taken) => hold(lend(bytes, taken)),
-                Storage::Lent(bytes) | Storage::Given(bytes) => hold(bytes),
+                Chunk::Own(bytes, taken) => hold(lend(bytes, taken)),
+                Chunk::Lent(bytes) | Chunk::Given(bytes) => hold(bytes),
             })
         })
     }
@@ -61,13 +61,13 @@ impl Ring {
     /// last clone is dropped, the storage is to be [given back](Self::give_back).
     pub(crate) fn peek(&self, lend: impl FnOnce(Vec<u8>, usize) -> Bytes) -> Option<Bytes> {
         self.look(|reader| {
-            let storage = self.current(reader)?;
-            if let Storage::Own(bytes, taken) = storage {
-                *storage = Storage::Lent(lend(mem::take(bytes), *taken));
+            let chunk = self.current(reader)?;
+            if let Chunk::Own(bytes, taken) = chunk {
+                *chunk = Chunk::Lent(lend(mem::take(bytes), *taken));
             }
-            match storage {
-                Storage::Lent(bytes) | Storage::Given(bytes) => Some(bytes.clone()),
-                Storage::Own(..) => None,
+            match chunk {
+                Chunk::Lent(bytes) | Chunk::Given(bytes) => Some(bytes.clone()),
+                Chunk::Own(..) => None,
             }
         })
     }
@@ -92,30 +92,30 @@ impl Ring {
     fn look<T: Default>(&self, find: impl FnOnce(&mut Reader) -> Option<T>) -> Option<T> {
         // Before the look, and pairs with the store in `close`: a look after it misses nothing
         // that was written before the close.
-        let closed = self.closed.load(Ordering::Acquire);
+        let closed = self.ends.closed.load(Ordering::Acquire);
         find(&mut lock(&self.reader)).or_else(|| closed.then(T::default))
     }
 
     fn take(&self, reader: &mut Reader, limit: usize, mut sink: impl FnMut(&[u8])) -> usize {
         let mut left = limit;
         while left > 0 {
-            let Some(storage) = self.current(reader) else {
+            let Some(chunk) = self.current(reader) else {
                 break;
             };
-            let rest = storage.rest();
+            let rest = chunk.rest();
             let (part, later) = rest.split_at(rest.len().min(left));
             let (count, is_read_out) = (part.len(), later.is_empty());
             // It may be the caller's code, and panic: until it returns, nothing has been read.
             sink(part);
             left = left.saturating_sub(count);
-            storage.advance(count);
+            chunk.advance(count);
             self.advance_read(count);
             self.release(count);
             if is_read_out {
                 match reader.current.take() {
-                    Some(Storage::Own(bytes, _)) => self.give_back(bytes),
-                    Some(Storage::Given(bytes)) => drop_foreign(bytes),
-                    Some(Storage::Lent(_)) | None => {}
+                    Some(Chunk::Own(bytes, _)) => self.recycle(reader, bytes),
+                    Some(Chunk::Given(bytes)) => drop_foreign(bytes),
+                    Some(Chunk::Lent(_)) | None => {}
                 }
             }
         }
@@ -123,49 +123,56 @@ impl Ring {
     }
 
     /// The current chunk, which is the next one if there was none.
-    fn current<'a>(&self, reader: &'a mut Reader) -> Option<&'a mut Storage> {
+    fn current<'a>(&self, reader: &'a mut Reader) -> Option<&'a mut Chunk> {
         if reader.current.is_none() {
-            reader.current = Some(self.next_chunk(reader)?.storage);
+            reader.current = Some(self.full.pop().or_else(|| self.take_open(reader))?);
             // Only this side adds to it, under the reader's lock.
-            let chunks = self.chunks.load(Ordering::Relaxed);
-            self.chunks.store(chunks.wrapping_add(1), Ordering::Relaxed);
+            let chunks = self.taken.chunks.load(Ordering::Relaxed);
+            self.taken
+                .chunks
+                .store(chunks.wrapping_add(1), Ordering::Relaxed);
         }
         reader.current.as_mut()
     }
 
-    /// The chunk that begins where the last one ended.
-    fn next_chunk(&self, reader: &mut Reader) -> Option<Chunk> {
-        let position = self.read.load(Ordering::Relaxed);
-        if reader
-            .ahead
-            .as_ref()
-            .is_some_and(|chunk| chunk.position == position)
-        {
-            return reader.ahead.take();
-        }
-        if let Some(chunk) = self.full.pop() {
-            return Some(chunk);
-        }
-        let chunk = self.open.pop()?;
-        if chunk.position == position {
-            return Some(chunk);
-        }
-        // It was opened after the look at `full`, and those before it are there by now.
-        reader.ahead = Some(chunk);
-        self.full.pop()
+    /// The chunk that is being filled, unless the writer is at it.
+    fn take_open(&self, reader: &mut Reader) -> Option<Chunk> {
+        let mut writer = try_lock(&self.writer)?;
+        // It comes after those that were filled since the last look.
+        self.full.pop().or_else(|| {
+            if writer.open.is_empty() {
+                return None;
+            }
+            let bytes = mem::replace(&mut writer.open, mem::take(&mut reader.idle));
+            Some(Chunk::Own(bytes, 0))
+        })
     }
 
     /// Under the reader's lock, which alone moves it.
     fn advance_read(&self, count: usize) {
-        let read = self.read.load(Ordering::Relaxed);
-        self.read
+        let read = self.taken.read.load(Ordering::Relaxed);
+        self.taken
+            .read
             .store(read.wrapping_add(count as u64), Ordering::Release);
     }
 
     /// Makes room for `count` bytes that were read.
     pub(crate) fn release(&self, count: usize) {
         // Pairs with the load in `queued`.
-        self.released.fetch_add(count as u64, Ordering::Release);
+        self.taken
+            .released
+            .fetch_add(count as u64, Ordering::Release);
+    }
+
+    /// Keeps storage that was read out.
+    fn recycle(&self, reader: &mut Reader, mut bytes: Vec<u8>) {
+        if reader.idle.capacity() == 0 {
+            // As in `give_back`.
+            bytes.clear();
+            reader.idle = bytes;
+        } else {
+            self.give_back(bytes);
+        }
     }
 
     /// Returns storage to the ring.
@@ -178,37 +185,28 @@ impl Ring {
 
     /// Ends the reader's side: what is unread, and what is still written, is discarded.
     pub(crate) fn abandon(&self) {
-        self.abandoned_at
-            .fetch_min(self.read.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.ends
+            .abandoned_at
+            .fetch_min(self.taken.read.load(Ordering::Relaxed), Ordering::Relaxed);
         // Release: who sees what the sweep moves also sees these.
-        self.abandoned.store(true, Ordering::Release);
-        // Pairs with the fence in `settle`.
+        self.ends.abandoned.store(true, Ordering::Release);
+        // Pairs with the fence in `with_writer`.
         fence(Ordering::SeqCst);
         self.sweep();
     }
 
     pub(super) fn sweep(&self) {
         let swept = self.take(&mut lock(&self.reader), usize::MAX, |_| {});
-        self.swept.fetch_add(swept as u64, Ordering::Relaxed);
+        self.ends.swept.fetch_add(swept as u64, Ordering::Relaxed);
         self.discard(swept);
-    }
-
-    /// Whether there is room enough to wake a writer for: half the ring, so that under load one
-    /// wake is paid for half a ring of bytes; or any that it can use, if all there was has been
-    /// read. So a writer that can go on is woken before the reader sleeps.
-    pub(crate) fn is_worth_a_wake(&self) -> bool {
-        let room = self.room();
-        self.has_wanted_room()
-            && (room >= self.capacity / 2
-                || self.written.load(Ordering::Relaxed) == self.read.load(Ordering::Relaxed))
     }
 
     /// Whether everything before `position` has been read: `Some(false)` if it never will be.
     pub(crate) fn has_read_to(&self, position: u64) -> Option<bool> {
         // First: whoever sees what a sweep has moved also sees, below, that it was a sweep.
-        let is_read = self.read.load(Ordering::Acquire) >= position;
-        if self.abandoned.load(Ordering::Acquire) {
-            return Some(self.abandoned_at.load(Ordering::Relaxed) >= position);
+        let is_read = self.taken.read.load(Ordering::Acquire) >= position;
+        if self.ends.abandoned.load(Ordering::Acquire) {
+            return Some(self.ends.abandoned_at.load(Ordering::Relaxed) >= position);
         }
         is_read.then_some(true)
     }

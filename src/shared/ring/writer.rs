@@ -3,12 +3,13 @@
 #![deny(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::io::IoSlice;
+use std::mem;
 
 use bytes::Bytes;
 
 use super::Ring;
-use super::chunk::{Chunk, Storage};
-use crate::sync::{ArrayQueue, Ordering, fence, lock};
+use super::chunk::Chunk;
+use crate::sync::{Ordering, fence, lock};
 
 /// How much of a write is taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,59 +35,91 @@ pub(crate) enum Refused {
     Abandoned,
 }
 
+#[derive(Default)]
+pub(super) struct Writer {
+    /// The chunk that is being filled: never a full one, and without storage at first.
+    pub(super) open: Vec<u8>,
+    /// What was last seen of [`Taken::released`](super::Taken), which only grows.
+    released: u64,
+    /// Slots that are free in any case: only the writer fills them.
+    free_slots: usize,
+}
+
 impl Ring {
     /// Copies bytes in and says how many were taken: none only if `sources` hold none.
+    ///
+    /// **Whatever it answers**, the caller announces it to the reader, who may have looked in
+    /// vain because the writer's lock was held. It ends with a sequentially consistent fence, which
+    /// does for that too.
     pub(crate) fn write(&self, sources: &[IoSlice<'_>], admit: Admit) -> Result<usize, Refused> {
         let length = sources
             .iter()
             .fold(0, |sum: usize, source| sum.saturating_add(source.len()));
-        let _writer = lock(&self.writer);
-        let taken = self.admit(length, admit)?;
-        if taken > 0 {
-            self.push(sources, taken);
-            self.settle();
-        }
-        if admit == Admit::Over && taken < length {
-            self.discard(length.saturating_sub(taken));
-            self.cut_off.store(true, Ordering::Relaxed);
-            // Pairs with the load in `look`.
-            self.closed.store(true, Ordering::Release);
-            return Ok(length);
-        }
-        Ok(taken)
+        self.with_writer(|writer| {
+            let taken = self.admit(writer, length, admit)?;
+            self.push(writer, sources, taken);
+            if admit == Admit::Over && taken < length {
+                self.discard(length.saturating_sub(taken));
+                self.ends.cut_off.store(true, Ordering::Relaxed);
+                self.end(writer);
+                return Ok(length);
+            }
+            Ok(taken)
+        })
     }
 
-    /// Takes bytes as they are, from the front of `bytes`, and says how many.
+    /// Takes bytes as they are, from the front of `bytes`, and says how many. To be announced as
+    /// [`write`](Self::write) is.
     ///
     /// Few bytes are copied after all: a slot for each would use up the slots.
     pub(crate) fn write_bytes(&self, bytes: &mut Bytes) -> Result<usize, Refused> {
-        let _writer = lock(&self.writer);
-        let taken = self.admit(bytes.len(), Admit::Part)?;
-        if taken == 0 {
-            return Ok(0);
-        }
-        let piece = bytes.split_to(taken);
-        if self.is_small(taken) {
-            self.push(&[IoSlice::new(&piece)], taken);
-        } else {
-            let position = self.reserve(taken);
-            if let Some(open) = self.open.pop() {
-                enqueue(&self.full, open);
+        self.with_writer(|writer| {
+            let taken = self.admit(writer, bytes.len(), Admit::Part)?;
+            let piece = bytes.split_to(taken);
+            if self.is_small(taken) {
+                self.push(writer, &[IoSlice::new(&piece)], taken);
+            } else {
+                self.reserve(writer, taken);
+                self.enqueue_open(writer);
+                self.begin_chunk();
+                self.enqueue(writer, Chunk::Given(piece));
             }
-            let storage = Storage::Given(piece);
-            enqueue(&self.full, Chunk { position, storage });
-        }
-        self.settle();
-        Ok(taken)
+            Ok(taken)
+        })
     }
 
-    /// How many of `length` bytes may be pushed now. Under the writer's lock.
-    fn admit(&self, length: usize, admit: Admit) -> Result<usize, Refused> {
-        // Relaxed: `close` also holds the lock.
-        if self.closed.load(Ordering::Relaxed) {
+    /// Ends the writer's side: what is in the ring is still read, then the end. To be announced as
+    /// [`write`](Self::write) is.
+    pub(crate) fn close(&self) {
+        self.with_writer(|writer| self.end(writer));
+    }
+
+    fn end(&self, writer: &mut Writer) {
+        self.enqueue_open(writer);
+        // Pairs with the load in `look`, which then finds all there is in `full`.
+        self.ends.closed.store(true, Ordering::Release);
+    }
+
+    /// What every use of the writer's side ends with.
+    fn with_writer<T>(&self, work: impl FnOnce(&mut Writer) -> T) -> T {
+        let result = work(&mut lock(&self.writer));
+        // Pairs with the fence in `abandon`: either its sweep finds these bytes, or this load
+        // finds that the reader has gone. And with the one in `Gate::arm`: either the look after it
+        // finds the lock free, or the caller finds the gate armed. So it comes after the unlocking.
+        fence(Ordering::SeqCst);
+        if self.ends.abandoned.load(Ordering::Relaxed) {
+            self.sweep();
+        }
+        result
+    }
+
+    /// How many of `length` bytes may be pushed now.
+    fn admit(&self, writer: &mut Writer, length: usize, admit: Admit) -> Result<usize, Refused> {
+        // Relaxed: it is stored under the lock.
+        if self.ends.closed.load(Ordering::Relaxed) {
             return Err(Refused::Closed);
         }
-        if self.abandoned.load(Ordering::Relaxed) {
+        if self.ends.abandoned.load(Ordering::Relaxed) {
             return Err(Refused::Abandoned);
         }
         let length = length as u64;
@@ -95,107 +128,137 @@ impl Ring {
             Admit::Whole => (length.min(self.capacity), self.capacity),
             Admit::Over => (0, self.capacity.saturating_mul(2)),
         };
-        let room = self.room_under(bound);
+        let mut room = self.known_room(writer, bound);
+        if room < length {
+            self.see_what_was_read(writer);
+            room = self.known_room(writer, bound);
+        }
         if room < wanted {
-            self.refused.fetch_add(1, Ordering::Relaxed);
+            self.ends.refused.fetch_add(1, Ordering::Relaxed);
             self.want(wanted);
             return Err(Refused::Full);
         }
         // Seldom not zero, so the line stays shared.
-        if self.wanted.load(Ordering::Relaxed) != 0 {
+        if self.ends.wanted.load(Ordering::Relaxed) != 0 {
             self.want(0);
         }
         // No truncation: `length` came from a `usize`.
         Ok(length.min(room) as usize)
     }
 
-    /// Appends the first `length` bytes of `sources`, which are not none and for which there is
-    /// room. Under the writer's lock.
-    fn push(&self, sources: &[IoSlice<'_>], length: usize) {
-        let mut position = self.reserve(length);
+    fn known_room(&self, writer: &Writer, bound: u64) -> u64 {
+        let written = self.put.written.load(Ordering::Relaxed);
+        let queued = written.wrapping_sub(writer.released);
+        self.room_under(bound, queued, writer.free_slots)
+    }
+
+    fn see_what_was_read(&self, writer: &mut Writer) {
+        // Pairs with the store in `release`.
+        writer.released = self.taken.released.load(Ordering::Acquire);
+        writer.free_slots = self.free_slots();
+    }
+
+    /// Appends the first `length` bytes of `sources`, for which there is room.
+    fn push(&self, writer: &mut Writer, sources: &[IoSlice<'_>], length: usize) {
+        self.reserve(writer, length);
         let mut left = length;
-        let mut open = self.open.pop();
         for source in sources {
             let (mut source, _) = source.split_at(source.len().min(left));
             left = left.saturating_sub(source.len());
             while !source.is_empty() {
-                let mut chunk = open.take().unwrap_or_else(|| self.fresh_chunk(position));
-                let Storage::Own(bytes, _) = &mut chunk.storage else {
-                    // Only `fresh_chunk`s are ever open.
-                    debug_assert!(false, "an open chunk that is not the ring's own");
-                    return;
-                };
-                let space = self.chunk_size.saturating_sub(bytes.len());
+                let open = self.open(writer);
+                let space = self.chunk_size.saturating_sub(open.len());
                 let (now, later) = source.split_at(space.min(source.len()));
-                bytes.extend_from_slice(now);
-                position = position.wrapping_add(now.len() as u64);
+                open.extend_from_slice(now);
                 source = later;
-                if bytes.len() < self.chunk_size {
-                    open = Some(chunk);
-                } else {
-                    enqueue(&self.full, chunk);
+                if open.len() == self.chunk_size {
+                    self.enqueue_open(writer);
                 }
             }
         }
-        if let Some(open) = open {
-            enqueue(&self.open, open);
+    }
+
+    /// The open chunk, to be appended to.
+    fn open<'a>(&self, writer: &'a mut Writer) -> &'a mut Vec<u8> {
+        if writer.open.is_empty() {
+            self.begin_chunk();
+        }
+        if writer.open.capacity() == 0 {
+            writer.open = self
+                .spare
+                .pop()
+                .unwrap_or_else(|| Vec::with_capacity(self.chunk_size));
+        }
+        &mut writer.open
+    }
+
+    fn begin_chunk(&self) {
+        let chunks = self.put.chunks.load(Ordering::Relaxed);
+        // Before the chunk can be taken, so that `taken.chunks` never overtakes it.
+        self.put
+            .chunks
+            .store(chunks.wrapping_add(1), Ordering::Release);
+    }
+
+    /// Moves the end of what is written by `length`. It does so before the bytes can be read, so
+    /// that `read` never overtakes it.
+    fn reserve(&self, writer: &mut Writer, length: usize) {
+        let written = self.put.written.load(Ordering::Relaxed);
+        let written = written.wrapping_add(length as u64);
+        self.put.written.store(written, Ordering::Release);
+        let high_water = self.put.high_water.load(Ordering::Relaxed);
+        // With more read since there is less in the ring, so only a new height needs a look.
+        if written.wrapping_sub(writer.released) > high_water {
+            self.see_what_was_read(writer);
+            let queued = written.wrapping_sub(writer.released);
+            self.put
+                .high_water
+                .store(high_water.max(queued), Ordering::Relaxed);
         }
     }
 
-    /// Moves the end of what is written by `length`, and says where it was. It does so before the
-    /// bytes can be read, so that `read` never overtakes it.
-    fn reserve(&self, length: usize) -> u64 {
-        let position = self.written.load(Ordering::Relaxed);
-        self.written
-            .store(position.wrapping_add(length as u64), Ordering::Release);
-        let queued = self.queued();
-        if queued > self.high_water.load(Ordering::Relaxed) {
-            self.high_water.store(queued, Ordering::Relaxed);
-        }
-        position
-    }
-
-    fn fresh_chunk(&self, position: u64) -> Chunk {
-        let bytes = self
-            .spare
-            .pop()
-            .unwrap_or_else(|| Vec::with_capacity(self.chunk_size));
-        Chunk {
-            position,
-            storage: Storage::Own(bytes, 0),
+    fn enqueue_open(&self, writer: &mut Writer) {
+        if !writer.open.is_empty() {
+            let bytes = mem::take(&mut writer.open);
+            self.enqueue(writer, Chunk::Own(bytes, 0));
         }
     }
 
-    /// Sees whether the reader has gone while bytes were pushed.
-    fn settle(&self) {
-        // Pairs with the fence in `abandon`: either its sweep finds these bytes, or this load
-        // finds that the reader has gone.
-        fence(Ordering::SeqCst);
-        if self.abandoned.load(Ordering::Relaxed) {
-            self.sweep();
-        }
-    }
-
-    /// Ends the writer's side: what is in the ring is still read, then the end.
-    pub(crate) fn close(&self) {
-        // Under the lock, so that no write is half done.
-        let _writer = lock(&self.writer);
-        // Pairs with the load in `look`.
-        self.closed.store(true, Ordering::Release);
+    fn enqueue(&self, writer: &mut Writer, chunk: Chunk) {
+        writer.free_slots = writer.free_slots.saturating_sub(1);
+        // There is a slot: `room_under` counts them.
+        let refused = self.full.push(chunk).is_err();
+        debug_assert!(!refused, "more chunks than the bound allows");
     }
 
     /// Makes [`has_wanted_room`](Self::has_wanted_room) wait for so much, until the next write
     /// that is taken.
     fn want(&self, room: u64) {
         // Relaxed: the writer looks at the room itself before it sleeps.
-        self.wanted.store(room, Ordering::Relaxed);
+        self.ends.wanted.store(room, Ordering::Relaxed);
     }
 
     /// Whether the last write that was refused would now be taken, or learn that it never will.
     pub(crate) fn has_wanted_room(&self) -> bool {
-        let ended = self.closed.load(Ordering::Relaxed) || self.abandoned.load(Ordering::Relaxed);
-        let room = if ended { self.capacity } else { self.room() };
-        room >= self.wanted.load(Ordering::Relaxed)
+        self.is_wanted(self.room())
+    }
+
+    /// Whether there is room enough to wake a writer for: half the ring, so that under load one
+    /// wake is paid for half a ring of bytes; or any that it can use, if all there was has been
+    /// read. So a writer that can go on is woken before the reader sleeps.
+    pub(crate) fn is_worth_a_wake(&self) -> bool {
+        let room = self.room();
+        self.is_wanted(room)
+            && (room >= self.capacity / 2
+                || self.put.written.load(Ordering::Relaxed)
+                    == self.taken.read.load(Ordering::Relaxed))
+    }
+
+    fn is_wanted(&self, room: u64) -> bool {
+        let ends = &self.ends;
+        let ended = ends.closed.load(Ordering::Relaxed) || ends.abandoned.load(Ordering::Relaxed);
+        let room = if ended { self.capacity } else { room };
+        room >= ends.wanted.load(Ordering::Relaxed)
     }
 
     /// Whether a write of some bytes would be taken.
@@ -204,14 +267,7 @@ impl Ring {
     }
 
     /// The position after the last byte written.
-    pub(crate) fn end(&self) -> u64 {
-        self.written.load(Ordering::Acquire)
+    pub(crate) fn end_position(&self) -> u64 {
+        self.put.written.load(Ordering::Acquire)
     }
-}
-
-/// Neither queue can be at its end: `open` was emptied by the writer, which alone fills it, and
-/// `room` counts the slots of `full`.
-fn enqueue(queue: &ArrayQueue<Chunk>, chunk: Chunk) {
-    let refused = queue.push(chunk).is_err();
-    debug_assert!(!refused, "more chunks than the bound allows");
 }
