@@ -12,11 +12,8 @@ pub(crate) use {
 
 #[cfg(tokio_krun_loom)]
 pub(crate) use {
-    loom::sync::{
-        Mutex,
-        atomic::{AtomicBool, AtomicU64, Ordering, fence},
-    },
-    model::ArrayQueue,
+    loom::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence},
+    model::{ArrayQueue, Mutex},
 };
 
 /// Locks, also after a panic elsewhere: what these mutexes guard is whole between any two
@@ -29,8 +26,13 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 #[cfg(tokio_krun_loom)]
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> loom::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap()
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> model::MutexGuard<'_, T> {
+    loop {
+        match mutex.try_lock() {
+            Some(guard) => return guard,
+            None => loom::thread::yield_now(),
+        }
+    }
 }
 
 /// Locks if nobody has it locked.
@@ -44,14 +46,68 @@ pub(crate) fn try_lock<T>(mutex: &Mutex<T>) -> Option<std::sync::MutexGuard<'_, 
 }
 
 #[cfg(tokio_krun_loom)]
-pub(crate) fn try_lock<T>(mutex: &Mutex<T>) -> Option<loom::sync::MutexGuard<'_, T>> {
-    mutex.try_lock().ok()
+pub(crate) fn try_lock<T>(mutex: &Mutex<T>) -> Option<model::MutexGuard<'_, T>> {
+    mutex.try_lock()
 }
 
 #[cfg(tokio_krun_loom)]
 mod model {
-    use loom::sync::Mutex;
     use std::collections::VecDeque;
+    use std::ops::{Deref, DerefMut};
+    use std::sync;
+
+    use super::{AtomicBool, Ordering, lock};
+
+    /// Stands for std's, which orders by acquiring and releasing and no more. loom's own would hide
+    /// a missing fence, for it is sequentially consistent.
+    pub(crate) struct Mutex<T> {
+        locked: AtomicBool,
+        value: sync::Mutex<T>,
+    }
+
+    impl<T> Mutex<T> {
+        pub(crate) fn new(value: T) -> Self {
+            Self {
+                locked: AtomicBool::new(false),
+                value: sync::Mutex::new(value),
+            }
+        }
+
+        pub(super) fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
+            self.locked
+                .compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed)
+                .ok()?;
+            let value = Some(self.value.try_lock().expect("it was unlocked"));
+            Some(MutexGuard { mutex: self, value })
+        }
+    }
+
+    pub(crate) struct MutexGuard<'a, T> {
+        mutex: &'a Mutex<T>,
+        /// Only taken by `drop`.
+        value: Option<sync::MutexGuard<'a, T>>,
+    }
+
+    impl<T> Deref for MutexGuard<'_, T> {
+        type Target = T;
+
+        fn deref(&self) -> &T {
+            self.value.as_ref().unwrap()
+        }
+    }
+
+    impl<T> DerefMut for MutexGuard<'_, T> {
+        fn deref_mut(&mut self) -> &mut T {
+            self.value.as_mut().unwrap()
+        }
+    }
+
+    impl<T> Drop for MutexGuard<'_, T> {
+        fn drop(&mut self) {
+            self.value = None;
+            self.mutex.locked.store(false, Ordering::Release);
+        }
+    }
 
     /// Stands for crossbeam's queue, which is opaque to loom: the models are of our protocol
     /// around it.
@@ -69,7 +125,7 @@ mod model {
         }
 
         pub(crate) fn push(&self, item: T) -> Result<(), T> {
-            let mut items = self.items.lock().unwrap();
+            let mut items = lock(&self.items);
             if items.len() == self.capacity {
                 return Err(item);
             }
@@ -78,11 +134,11 @@ mod model {
         }
 
         pub(crate) fn pop(&self) -> Option<T> {
-            self.items.lock().unwrap().pop_front()
+            lock(&self.items).pop_front()
         }
 
         pub(crate) fn len(&self) -> usize {
-            self.items.lock().unwrap().len()
+            lock(&self.items).len()
         }
 
         pub(crate) fn capacity(&self) -> usize {

@@ -71,11 +71,10 @@ impl Gate {
 #[cfg(all(test, tokio_krun_loom))]
 pub(crate) mod models {
     use loom::sync::atomic::AtomicUsize;
-    use loom::sync::{Arc, Condvar};
+    use loom::sync::{Arc, Condvar, Mutex};
     use loom::thread;
 
     use super::*;
-    use crate::sync::{Mutex, lock};
 
     /// A gate and the signal that its sleepers wait for. Signals are numbered, and a sleeper is
     /// registered for the next one by knowing the last: so it is with tokio's readiness, where
@@ -110,7 +109,7 @@ pub(crate) mod models {
         }
 
         fn signal(&self) {
-            *lock(&self.signals) += 1;
+            *self.signals.lock().unwrap() += 1;
             self.changed.notify_all();
         }
 
@@ -119,12 +118,12 @@ pub(crate) mod models {
                 if let Some(found) = look() {
                     return found;
                 }
-                let last = *lock(&self.signals);
+                let last = *self.signals.lock().unwrap();
                 self.gate.arm();
                 if let Some(found) = look() {
                     return found;
                 }
-                let mut signals = lock(&self.signals);
+                let mut signals = self.signals.lock().unwrap();
                 while *signals == last {
                     signals = self.changed.wait(signals).unwrap();
                 }
