@@ -10,7 +10,7 @@ use std::time::Duration;
 use common::limit;
 use common::place::{Cores, Flavor};
 use common::transport::{Duplex, Krun, Piper, Seed, UnixSocket};
-use common::work::{self, Setting, Size, Work};
+use common::work::{self, Setting, Size, Span, Work};
 
 /// This crate's default capacity, in bytes.
 const CAPACITY: usize = 1 << 20;
@@ -124,7 +124,7 @@ fn settings(plan: &Plan) -> impl Iterator<Item = Setting> {
             cores,
             flavor,
             capacity: Some(CAPACITY),
-            slice,
+            span: Span::Time(slice),
         })
     })
 }
@@ -176,7 +176,7 @@ fn throughput(plan: &Plan) {
                 Work::HostToGuest(size) => Some((size, 4096)),
                 _ => None,
             } {
-                let Setting { cores, slice, .. } = setting;
+                let (cores, slice) = (setting.cores, plan.slice);
                 cells.push((
                     "two copies".into(),
                     Box::new(move || limit::two_copies(write, read, CAPACITY, cores, slice)),
@@ -263,7 +263,8 @@ fn round_trips(plan: &Plan) {
             if !plan.has(&name) {
                 continue;
             }
-            let Setting { cores, slice, .. } = setting;
+            let Setting { cores, flavor, .. } = setting;
+            let slice = plan.slice;
             let trips = |mut times: Vec<Duration>| 1.0 / percentile(&mut times, percent);
             row(
                 plan,
@@ -293,7 +294,7 @@ fn round_trips(plan: &Plan) {
                     ),
                     (
                         "eventfds".into(),
-                        Box::new(|| trips(limit::eventfds(setting))),
+                        Box::new(|| trips(limit::eventfds(cores, flavor, slice))),
                     ),
                     (
                         "futexes".into(),

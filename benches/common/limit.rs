@@ -8,8 +8,7 @@ use rtrb::{Consumer, CopyToUninit, Producer, RingBuffer};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use tokio::io::unix::AsyncFd;
 
-use super::place::Cores;
-use super::work::Setting;
+use super::place::{Cores, Flavor};
 
 /// Bytes a second through one byte ring of `capacity`, copied in by pieces of `write` and out by
 /// pieces of `read`: by one thread that fills and empties the ring, or by two that spin.
@@ -133,9 +132,9 @@ impl Rate {
 
 /// The time of each round trip between a tokio task that waits for an eventfd in `AsyncFd` and a
 /// thread that waits for one in `poll(2)`, as krun's does.
-pub(crate) fn eventfds(setting: Setting) -> Vec<Duration> {
+pub(crate) fn eventfds(cores: Cores, flavor: Flavor, slice: Duration) -> Vec<Duration> {
     let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
-    let runtime = setting.flavor.build(setting.cores);
+    let runtime = flavor.build(cores);
     let work = async move {
         let to_vmm = eventfd(0, flags).expect("an eventfd");
         let to_host = eventfd(0, flags).expect("an eventfd");
@@ -144,7 +143,7 @@ pub(crate) fn eventfds(setting: Setting) -> Vec<Duration> {
             AsyncFd::new(to_host.try_clone().expect("a descriptor")).expect("a registration");
         let vmm_end = to_vmm.try_clone().expect("a descriptor");
         let vmm = thread::spawn(move || {
-            setting.cores.pin_vmm();
+            cores.pin_vmm();
             let mut token = [0; 8];
             loop {
                 poll(&mut [PollFd::new(&vmm_end, PollFlags::IN)], None).expect("a wait");
@@ -157,11 +156,11 @@ pub(crate) fn eventfds(setting: Setting) -> Vec<Duration> {
         });
         let mut times = Vec::with_capacity(1 << 16);
         let began = Instant::now();
-        while began.elapsed() < setting.slice + setting.slice / 4 {
+        while began.elapsed() < slice + slice / 4 {
             let sent = Instant::now();
             signal(&to_vmm, 1);
             from_vmm.readable().await.expect("a wait").clear_ready();
-            if sent - began >= setting.slice / 4 {
+            if sent - began >= slice / 4 {
                 times.push(sent.elapsed());
             }
         }

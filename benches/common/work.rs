@@ -88,8 +88,26 @@ pub(crate) struct Setting {
     pub(crate) flavor: Flavor,
     /// The transport's own default for `None`.
     pub(crate) capacity: Option<usize>,
+    pub(crate) span: Span,
+}
+
+/// How long a piece of work goes on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Span {
     /// A quarter of it comes on top, unmeasured, to warm up.
-    pub(crate) slice: Duration,
+    Time(Duration),
+    /// Of the messages' bytes.
+    Bytes(u64),
+}
+
+impl Span {
+    /// Before what is measured begins.
+    fn warm_up(self) -> Duration {
+        match self {
+            Self::Time(slice) => slice / 4,
+            Self::Bytes(_) => Duration::ZERO,
+        }
+    }
 }
 
 impl Setting {
@@ -110,16 +128,16 @@ impl Setting {
 struct Meter(Arc<Shared>);
 
 struct Shared {
-    slice: Duration,
+    span: Span,
     stop: AtomicBool,
     /// Set before the sender's last message is sent.
     sent: AtomicU64,
 }
 
 impl Meter {
-    fn new(slice: Duration) -> Self {
+    fn new(span: Span) -> Self {
         Self(Arc::new(Shared {
-            slice,
+            span,
             stop: AtomicBool::new(false),
             sent: AtomicU64::new(u64::MAX),
         }))
@@ -153,7 +171,10 @@ impl Sending {
     /// To be called before each message; `false` for the last one.
     fn goes_on_after(&mut self, bytes: usize) -> bool {
         self.sent += bytes as u64;
-        let stop = self.meter.0.stop.load(Ordering::Relaxed);
+        let stop = match self.meter.0.span {
+            Span::Time(_) => self.meter.0.stop.load(Ordering::Relaxed),
+            Span::Bytes(all) => self.sent >= all,
+        };
         if stop {
             self.meter.0.sent.store(self.sent, Ordering::Release);
         }
@@ -177,6 +198,9 @@ impl Receiving {
     /// To be called after each message; `false` after the last one.
     fn goes_on_after(&mut self, bytes: usize) -> bool {
         self.received += bytes as u64;
+        let Span::Time(slice) = self.meter.0.span else {
+            return self.received < self.meter.0.sent.load(Ordering::Acquire);
+        };
         if self.rate.is_some() {
             return self.received < self.meter.0.sent.load(Ordering::Acquire);
         }
@@ -184,7 +208,7 @@ impl Receiving {
             return true;
         }
         self.next_look = self.received + Self::LOOK_EVERY;
-        let (now, slice) = (Instant::now(), self.meter.0.slice);
+        let now = Instant::now();
         match self.first {
             None if now - self.began >= slice / 4 => self.first = Some((now, self.received)),
             None => {}
@@ -200,20 +224,21 @@ impl Receiving {
 
     /// Bytes a second.
     fn rate(self) -> f64 {
-        self.rate.expect("the slice is over")
+        self.rate
+            .unwrap_or_else(|| self.received as f64 / self.began.elapsed().as_secs_f64())
     }
 }
 
 /// Bytes a second of `work` over a new channel of `T`.
 pub(crate) fn throughput<T: Transport>(work: Work, setting: Setting) -> f64 {
-    let Setting { cores, slice, .. } = setting;
+    let Setting { cores, span, .. } = setting;
     setting.run(move || async move {
-        let meter = Meter::new(slice);
+        let meter = Meter::new(span);
         let Channel {
             read,
             write,
             mut input,
-            mut output,
+            output,
         } = T::new(setting.capacity);
         match work {
             Work::GuestToHost(size) => {
@@ -230,7 +255,7 @@ pub(crate) fn throughput<T: Transport>(work: Work, setting: Setting) -> f64 {
                 vmm.join().expect("no panic")
             }
             Work::Both => {
-                let other = Meter::new(slice);
+                let other = Meter::new(span);
                 let transmits = on_vmm(
                     cores,
                     transmit(output, vec![7; TX_DESCRIPTOR], TX_DESCRIPTOR, &meter),
@@ -352,7 +377,7 @@ async fn write_all(mut write: impl AsyncWrite + Unpin, size: usize, meter: &Mete
 /// Bytes a second from the guest without the host's copy, in descriptors of `size`.
 pub(crate) fn chunks_in(size: usize, setting: Setting) -> f64 {
     setting.run(move || async move {
-        let meter = Meter::new(setting.slice);
+        let meter = Meter::new(setting.span);
         let channel = Krun::new(setting.capacity);
         let vmm = on_vmm(
             setting.cores,
@@ -373,7 +398,7 @@ pub(crate) fn chunks_in(size: usize, setting: Setting) -> f64 {
 /// Bytes a second to the guest without the host's copy, in items of `size`.
 pub(crate) fn chunks_out(size: usize, setting: Setting) -> f64 {
     setting.run(move || async move {
-        let meter = Meter::new(setting.slice);
+        let meter = Meter::new(setting.span);
         let channel = Krun::new(setting.capacity);
         let vmm = on_vmm(setting.cores, receive(channel.input, &meter));
         let mut chunks = Chunks::<OwnedWriteHalf>::new(channel.write);
@@ -390,7 +415,7 @@ pub(crate) fn chunks_out(size: usize, setting: Setting) -> f64 {
     })
 }
 
-/// The time of each round trip of 64 bytes over a new channel of `T`, for about a slice.
+/// The time of each round trip of 64 bytes over a new channel of `T`.
 pub(crate) fn round_trips<T: Transport>(setting: Setting) -> Vec<Duration> {
     setting.run(move || async move {
         let Channel {
@@ -411,13 +436,20 @@ pub(crate) fn round_trips<T: Transport>(setting: Setting) -> Vec<Duration> {
         let mut message = [7; MESSAGE];
         let mut times = Vec::with_capacity(1 << 16);
         let began = Instant::now();
-        while began.elapsed() < setting.slice + setting.slice / 4 {
+        loop {
             let sent = Instant::now();
+            let is_over = match setting.span {
+                Span::Time(slice) => sent - began >= slice + setting.span.warm_up(),
+                Span::Bytes(all) => times.len() as u64 * MESSAGE as u64 >= all,
+            };
+            if is_over {
+                break;
+            }
             write.write_all(&message).await.expect("the VMM is there");
             read.read_exact(&mut message)
                 .await
                 .expect("the VMM is there");
-            if sent - began >= setting.slice / 4 {
+            if sent - began >= setting.span.warm_up() {
                 times.push(sent.elapsed());
             }
         }
