@@ -9,7 +9,7 @@ use std::io;
 ///
 /// | error | [`io::ErrorKind`] |
 /// | --- | --- |
-/// | [`Capacity`](Error::Capacity), [`Slots`](Error::Slots) | [`InvalidInput`](io::ErrorKind::InvalidInput) |
+/// | [`Capacity`](Error::Capacity) | [`InvalidInput`](io::ErrorKind::InvalidInput) |
 /// | [`NoRuntime`](Error::NoRuntime) | [`Other`](io::ErrorKind::Other) |
 /// | [`Os`](Error::Os) | that of the system's error |
 /// | [`ShutDown`](Error::ShutDown), [`GuestGone`](Error::GuestGone) | [`BrokenPipe`](io::ErrorKind::BrokenPipe) |
@@ -29,14 +29,6 @@ pub enum Error {
         /// The least that is allowed, in bytes.
         least: usize,
         /// The most that is allowed, in bytes.
-        most: usize,
-    },
-    /// [`Options::slots`](crate::Options::slots) is out of its bounds for the capacity.
-    #[error("{slots} slots are out of bounds for this capacity: choose 2 to {most}")]
-    Slots {
-        /// What was asked for.
-        slots: usize,
-        /// The most that the capacity allows.
         most: usize,
     },
     /// There is no tokio runtime here to register the stream with.
@@ -63,7 +55,7 @@ pub enum Error {
 impl From<Error> for io::Error {
     fn from(error: Error) -> Self {
         let kind = match error {
-            Error::Capacity { .. } | Error::Slots { .. } => io::ErrorKind::InvalidInput,
+            Error::Capacity { .. } => io::ErrorKind::InvalidInput,
             Error::NoRuntime => io::ErrorKind::Other,
             // As it is: it has the system's own number.
             Error::Os(source) => return source,

@@ -22,7 +22,6 @@ use crate::stream::AgentStream;
 #[must_use = "options do nothing until `create` is called"]
 pub struct Options {
     pub(crate) capacity: usize,
-    pub(crate) slots: usize,
     pub(crate) hang_up_on_drop: bool,
 }
 
@@ -31,39 +30,31 @@ impl Options {
     pub const MIN_CAPACITY: usize = 32 * 1024;
     /// The greatest capacity, in bytes.
     pub const MAX_CAPACITY: usize = 1024 * 1024 * 1024;
-    /// The least size of a chunk, in bytes.
-    const MIN_CHUNK: usize = 512;
-    /// The greatest number of slots.
-    pub const MAX_SLOTS: usize = 1024;
+    /// The default capacity, in bytes.
+    pub const DEFAULT_CAPACITY: usize = 4 * 1024 * 1024;
 
-    /// The defaults: 1 MiB each way, in 32 slots, hanging up when dropped.
+    /// The defaults: 4 MiB each way, hanging up when dropped.
     pub fn new() -> Self {
         Self {
-            capacity: 1024 * 1024,
-            slots: 32,
+            capacity: Self::DEFAULT_CAPACITY,
             hang_up_on_drop: true,
         }
     }
 
     /// How many bytes each direction holds, from [`MIN_CAPACITY`](Self::MIN_CAPACITY) to
-    /// [`MAX_CAPACITY`](Self::MAX_CAPACITY). The default is 1 MiB.
+    /// [`MAX_CAPACITY`](Self::MAX_CAPACITY). The default is 4 MiB.
     ///
-    /// When a direction is full its writer waits. Chunks are allocated when they are first needed,
-    /// and kept for the next bytes. Whatever the guest sends, also one byte at a time, a direction's
-    /// chunks take at most its capacity and five chunks more; twice the capacity while it is
-    /// [quiesced](crate::PortHandle::quiesce). The slots' own memory comes on top, see
-    /// [`slots`](Self::slots).
+    /// When a direction is full its writer waits. A larger capacity has each side wait, and be
+    /// woken, less often: CAPACITY_CURVE
+    ///
+    /// It is a bound, not an allocation. Memory comes in chunks of 64 KiB (an eighth of the capacity,
+    /// if that is less) when there are bytes for it, and a stream with nothing to read keeps none.
+    /// Whatever the guest sends, also one byte at a time, a direction's chunks take at most its
+    /// capacity and four chunks more; twice the capacity while it is
+    /// [quiesced](crate::PortHandle::quiesce). About 200 bytes for each chunk of the capacity come on
+    /// top, and up to 32 MiB of chunks that the process keeps for the next bytes of any stream.
     pub fn capacity(mut self, bytes: usize) -> Self {
         self.capacity = bytes;
-        self
-    }
-
-    /// Into how many chunks a direction's capacity is cut, from 2 to
-    /// [`MAX_SLOTS`](Self::MAX_SLOTS), and at most one for each 512 bytes. The slots of a direction
-    /// are allocated at once, about 200 bytes each. The default is 32, which makes a chunk 32 KiB at the default capacity: as much as a Linux guest
-    /// sends in one descriptor.
-    pub fn slots(mut self, slots: usize) -> Self {
-        self.slots = slots;
         self
     }
 
@@ -83,7 +74,7 @@ impl Options {
     ///
     /// # Errors
     ///
-    /// - [`Error::Capacity`] and [`Error::Slots`] if an option is out of its bounds.
+    /// - [`Error::Capacity`] if the capacity is out of its bounds.
     /// - [`Error::NoRuntime`] outside a tokio runtime.
     /// - [`Error::Os`] if the system gives no descriptor; nothing is left behind.
     ///
@@ -96,7 +87,7 @@ impl Options {
         if tokio::runtime::Handle::try_current().is_err() {
             return Err(Error::NoRuntime);
         }
-        let shared = Arc::new(ConsoleSharedState::new(self.capacity, self.slots)?);
+        let shared = Arc::new(ConsoleSharedState::new(self.capacity)?);
         let stream = AgentStream::register(Arc::clone(&shared), self.hang_up_on_drop)?;
         Ok((stream, AgentPort::new(shared)))
     }
@@ -107,13 +98,6 @@ impl Options {
                 capacity: self.capacity,
                 least: Self::MIN_CAPACITY,
                 most: Self::MAX_CAPACITY,
-            });
-        }
-        let most = Self::MAX_SLOTS.min(self.capacity / Self::MIN_CHUNK);
-        if !(2..=most).contains(&self.slots) {
-            return Err(Error::Slots {
-                slots: self.slots,
-                most,
             });
         }
         Ok(())

@@ -11,6 +11,7 @@ mod gate;
 mod guest;
 mod host;
 mod latch;
+mod pool;
 mod ring;
 mod signal;
 
@@ -21,8 +22,12 @@ use crate::sync::{AtomicBool, AtomicU64};
 use crate::sys;
 use crate::trace::Trace;
 use latch::Latch;
+use pool::USUAL_CHUNK;
 use ring::Ring;
 pub(crate) use signal::{Signal, Wake};
+
+/// Into how many chunks a small capacity is cut.
+const LEAST_CHUNKS: usize = 8;
 
 pub(crate) struct ConsoleSharedState {
     tx_ring: Ring,
@@ -49,10 +54,11 @@ pub(crate) struct ConsoleSharedState {
 }
 
 impl ConsoleSharedState {
-    /// Two rings of `capacity` bytes in `slots` chunks each: valid numbers, see
-    /// [`Options`](crate::Options).
-    pub(crate) fn new(capacity: usize, slots: usize) -> io::Result<Self> {
-        let ring = || Ring::new(capacity, slots);
+    /// Two rings of `capacity` bytes each: a valid number, see [`Options`](crate::Options).
+    pub(crate) fn new(capacity: usize) -> io::Result<Self> {
+        // A ring of few chunks would be one chunk too short much of the time.
+        let chunk_size = USUAL_CHUNK.min(capacity.div_ceil(LEAST_CHUNKS));
+        let ring = || Ring::new(capacity, chunk_size);
         Ok(Self {
             tx_ring: ring(),
             rx_ring: ring(),

@@ -129,7 +129,7 @@ async fn write_all(mut half: OwnedWriteHalf, bytes: &[u8]) {
 }
 
 async fn both_ways_with_everything_cancelled() {
-    let (stream, port) = Options::new().capacity(SMALL).slots(8).create().unwrap();
+    let (stream, port) = Options::new().capacity(SMALL).create().unwrap();
     let guest = Guest::boot(port);
     let agent = guest.open().unwrap();
     let (mut agent_read, mut agent_write) = tokio::io::split(agent);

@@ -207,7 +207,7 @@ async fn an_item_larger_than_the_ring_is_sent_in_pieces_within_the_bound() {
 async fn many_items_of_any_size_keep_within_slots_and_bytes() {
     watchdog(async {
         // Chunks of 4 KiB: items of 1 byte and of just over half a chunk use up slots fastest.
-        let (stream, port) = Options::new().capacity(SMALL).slots(8).create().unwrap();
+        let (stream, port) = Options::new().capacity(SMALL).create().unwrap();
         let guest = Guest::boot(port);
         let mut agent = guest.open().unwrap();
         let mut chunks = Chunks::new(stream);

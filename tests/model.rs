@@ -138,11 +138,7 @@ fn kind<T: std::fmt::Debug>(result: io::Result<T>) -> io::ErrorKind {
 
 impl Run {
     fn new() -> Self {
-        let (stream, port) = Options::new()
-            .capacity(SMALL)
-            .slots(SLOTS)
-            .create()
-            .unwrap();
+        let (stream, port) = Options::new().capacity(SMALL).create().unwrap();
         let (read, write) = stream.into_split();
         Self {
             model: Model::default(),

@@ -59,7 +59,7 @@ async fn futures_are_send() {
 
 async fn both_ways_at_once() {
     const LENGTH: usize = 8 * 1024 * 1024;
-    let (stream, port) = Options::new().capacity(SMALL).slots(8).create().unwrap();
+    let (stream, port) = Options::new().capacity(SMALL).create().unwrap();
     let guest = Guest::boot(port);
     let (mut guest_read, mut guest_write) = tokio::io::split(guest.open().unwrap());
     let (mut host_read, mut host_write) = tokio::io::split(stream);
@@ -314,26 +314,17 @@ async fn options_are_validated() {
         assert!(error.to_string().contains("32768 to 1073741824"), "{error}");
         assert_eq!(io::Error::from(error).kind(), io::ErrorKind::InvalidInput);
     }
-    for slots in [0, 1, SMALL / 512 + 1, usize::MAX] {
-        let error = error(Options::new().capacity(SMALL).slots(slots));
-        assert!(matches!(error, Error::Slots { slots: s, .. } if s == slots));
-        assert!(error.to_string().contains("2 to 64"), "{error}");
-        assert_eq!(io::Error::from(error).kind(), io::ErrorKind::InvalidInput);
-    }
-    for (capacity, slots) in [(SMALL, 2), (SMALL, 64), (SMALL + 1, 7), (1 << 30, 1024)] {
-        let created = Options::new().capacity(capacity).slots(slots).create();
-        assert!(created.is_ok(), "{capacity} bytes in {slots} slots");
+    for capacity in [SMALL, SMALL + 1, 1 << 30] {
+        let created = Options::new().capacity(capacity).create();
+        assert!(created.is_ok(), "{capacity} bytes");
     }
 }
 
 #[tokio::test]
 async fn each_valid_size_holds_its_capacity() {
-    for (capacity, slots) in [(SMALL, 2), (SMALL, 64), (SMALL + 1, 7), (100_003, 31)] {
-        let (mut stream, port) = Options::new()
-            .capacity(capacity)
-            .slots(slots)
-            .create()
-            .unwrap();
+    // With chunks of an eighth, of a bit more, and of the usual size.
+    for capacity in [SMALL, SMALL + 1, 100_003, 1_000_003] {
+        let (mut stream, port) = Options::new().capacity(capacity).create().unwrap();
         let backend = port.into_backend();
         let sent = pattern(capacity);
         for round in 0..3 {
@@ -346,7 +337,7 @@ async fn each_valid_size_holds_its_capacity() {
                 backend.read(&mut received[half..]).unwrap(),
                 capacity - half
             );
-            assert!(received.starts_with(&sent), "{capacity} in {slots} slots");
+            assert!(received.starts_with(&sent), "{capacity} bytes");
         }
     }
 }

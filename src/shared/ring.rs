@@ -4,7 +4,8 @@
 //! ones when it has no room left; so small writes share a chunk, and each chunk in the queue is
 //! full. That is what bounds the memory whatever sizes the guest writes: at most `slots` full
 //! chunks (twice that while over the bound, see [`Admit::Over`]), the open one, two in the reader's
-//! hands; and the slots themselves. The host may also give whole [`Bytes`](bytes::Bytes), which are
+//! hands; and the slots themselves. Storage comes from a [`Pool`] and goes back to it, all of it
+//! when there is nothing to read. The host may also give whole [`Bytes`](bytes::Bytes), which are
 //! queued as they are.
 //!
 //! The open chunk is the writer's, under its lock, which is held while guest memory is read and may
@@ -32,9 +33,11 @@ mod reader;
 mod writer;
 
 use std::fmt;
+use std::sync::Arc;
 
 use crossbeam_utils::CachePadded;
 
+use super::pool::Pool;
 use crate::stats::RingStats;
 use crate::sync::{ArrayQueue, AtomicBool, AtomicU64, Mutex, Ordering};
 use chunk::Chunk;
@@ -44,15 +47,13 @@ pub(crate) use writer::{Admit, Refused};
 
 pub(crate) struct Ring {
     full: ArrayQueue<Chunk>,
-    /// Storage that was read out, for the writer to use again.
-    spare: ArrayQueue<Vec<u8>>,
+    pool: Arc<Pool>,
     writer: CachePadded<Mutex<Writer>>,
     reader: CachePadded<Mutex<Reader>>,
     put: CachePadded<Put>,
     taken: CachePadded<Taken>,
     ends: CachePadded<Ends>,
     capacity: u64,
-    chunk_size: usize,
 }
 
 /// Moved by the writer, under its lock.
@@ -98,13 +99,14 @@ struct Ends {
 }
 
 impl Ring {
-    /// Neither number is zero, and `capacity` is at least `slots`.
-    pub(crate) fn new(capacity: usize, slots: usize) -> Self {
+    /// Neither number is zero, and `capacity` is at least `chunk_size`.
+    pub(crate) fn new(capacity: usize, chunk_size: usize) -> Self {
+        let slots = capacity.div_ceil(chunk_size);
         Self {
             // Twice the slots for `Admit::Over`, or for chunks that are half full (see
             // `write_bytes`), and the two that `room` keeps back.
             full: ArrayQueue::new(slots.saturating_mul(2).saturating_add(2)),
-            spare: ArrayQueue::new(slots),
+            pool: Pool::for_chunks(chunk_size, slots),
             writer: CachePadded::new(Mutex::new(Writer::default())),
             reader: CachePadded::new(Mutex::new(Reader::default())),
             put: CachePadded::default(),
@@ -120,7 +122,6 @@ impl Ring {
                 discarded: AtomicU64::new(0),
             }),
             capacity: capacity as u64,
-            chunk_size: capacity.div_ceil(slots),
         }
     }
 }
@@ -149,7 +150,7 @@ impl Ring {
 
     /// Too few bytes to keep a chunk's storage, or its slot, for them alone.
     fn is_small(&self, length: usize) -> bool {
-        length < self.chunk_size / 2
+        length < self.pool.chunk_size() / 2
     }
 
     /// Bytes that count against the bound.
@@ -175,7 +176,7 @@ impl Ring {
         let chunks = free_slots.saturating_sub(2) as u64;
         bound
             .saturating_sub(queued)
-            .min(chunks.saturating_mul(self.chunk_size as u64))
+            .min(chunks.saturating_mul(self.pool.chunk_size() as u64))
     }
 
     fn free_slots(&self) -> usize {

@@ -15,7 +15,7 @@ pub(crate) const SMALL: usize = Options::MIN_CAPACITY;
 
 /// A stream and krun's end of it, with no worker: the test plays krun.
 pub(crate) fn pair() -> (AgentStream, AgentConsoleBackend) {
-    let (stream, port) = Options::new().capacity(SMALL).slots(8).create().unwrap();
+    let (stream, port) = Options::new().capacity(SMALL).create().unwrap();
     (stream, port.into_backend())
 }
 

@@ -29,7 +29,7 @@ fn read_to_end(ring: &Ring, limit: usize) -> Vec<u8> {
 #[test]
 fn bytes_come_out_in_order_and_then_the_end() {
     bounded(3).check(|| {
-        let ring = Arc::new(Ring::new(8, 4));
+        let ring = Arc::new(Ring::new(8, 2));
         let writer = thread::spawn({
             let ring = Arc::clone(&ring);
             move || {
@@ -46,7 +46,7 @@ fn bytes_come_out_in_order_and_then_the_end() {
 #[test]
 fn a_full_ring_takes_more_only_after_a_read() {
     bounded(3).check(|| {
-        let ring = Arc::new(Ring::new(2, 2));
+        let ring = Arc::new(Ring::new(2, 1));
         let writer = thread::spawn({
             let ring = Arc::clone(&ring);
             move || {
@@ -95,7 +95,7 @@ fn a_reader_that_meets_a_writer_at_the_open_chunk_is_woken() {
 #[test]
 fn a_reader_that_meets_a_refused_write_is_woken() {
     loom::model(|| {
-        let shared = Arc::new((Ring::new(2, 1), Sleep::new()));
+        let shared = Arc::new((Ring::new(2, 2), Sleep::new()));
         write(&shared.0, &[1]).unwrap();
         let writer = thread::spawn({
             let shared = Arc::clone(&shared);
@@ -141,7 +141,7 @@ fn a_write_that_meets_the_readers_end_is_accounted_for() {
 #[test]
 fn a_writer_that_sleeps_on_a_full_ring_is_woken() {
     bounded(2).check(|| {
-        let shared = Arc::new((Ring::new(2, 2), Sleep::new()));
+        let shared = Arc::new((Ring::new(2, 1), Sleep::new()));
         write(&shared.0, &[1, 2]).unwrap();
         let writer = thread::spawn({
             let shared = Arc::clone(&shared);
@@ -169,7 +169,7 @@ fn a_writer_that_sleeps_on_a_full_ring_is_woken() {
 #[test]
 fn a_writer_is_woken_by_a_chunk_that_is_given_back() {
     bounded(2).check(|| {
-        let shared = Arc::new((Ring::new(2, 2), Sleep::new()));
+        let shared = Arc::new((Ring::new(2, 1), Sleep::new()));
         write(&shared.0, &[1, 2]).unwrap();
         let mut lent = None;
         let handle = shared.0.read_bytes(

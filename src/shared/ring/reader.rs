@@ -15,7 +15,7 @@ use crate::sync::{Ordering, fence, lock, try_lock};
 pub(super) struct Reader {
     /// Never empty.
     current: Option<Chunk>,
-    /// Storage that was read out, kept for the next open chunk to be taken; or none.
+    /// Storage that was read out, to be given for the next open chunk; or none.
     idle: Vec<u8>,
 }
 
@@ -139,13 +139,18 @@ impl Ring {
     fn take_open(&self, reader: &mut Reader) -> Option<Chunk> {
         let mut writer = try_lock(&self.writer)?;
         // It comes after those that were filled since the last look.
-        self.full.pop().or_else(|| {
-            if writer.open.is_empty() {
-                return None;
-            }
-            let bytes = mem::replace(&mut writer.open, mem::take(&mut reader.idle));
-            Some(Chunk::Own(bytes, 0))
-        })
+        if let Some(chunk) = self.full.pop() {
+            return Some(chunk);
+        }
+        let idle = mem::take(&mut reader.idle);
+        if writer.open.is_empty() {
+            let unused = mem::take(&mut writer.open);
+            drop(writer);
+            self.give_back(unused);
+            self.give_back(idle);
+            return None;
+        }
+        Some(Chunk::Own(mem::replace(&mut writer.open, idle), 0))
     }
 
     /// Under the reader's lock, which alone moves it.
@@ -164,23 +169,15 @@ impl Ring {
             .fetch_add(count as u64, Ordering::Release);
     }
 
-    /// Keeps storage that was read out.
+    /// Keeps storage that was read out for the next open chunk.
     fn recycle(&self, reader: &mut Reader, mut bytes: Vec<u8>) {
-        if reader.idle.capacity() == 0 {
-            // As in `give_back`.
-            bytes.clear();
-            reader.idle = bytes;
-        } else {
-            self.give_back(bytes);
-        }
+        bytes.clear();
+        self.give_back(mem::replace(&mut reader.idle, bytes));
     }
 
-    /// Returns storage to the ring.
-    pub(crate) fn give_back(&self, mut bytes: Vec<u8>) {
-        // Appending to what is empty: no old byte is ever shown.
-        bytes.clear();
-        // There may be more chunks than `slots` after an `Admit::Over`; the rest is freed.
-        let _ = self.spare.push(bytes);
+    /// Returns storage to the pool.
+    pub(crate) fn give_back(&self, bytes: Vec<u8>) {
+        self.pool.give_back(bytes);
     }
 
     /// Ends the reader's side: what is unread, and what is still written, is discarded.

@@ -167,11 +167,11 @@ impl Ring {
             left = left.saturating_sub(source.len());
             while !source.is_empty() {
                 let open = self.open(writer);
-                let space = self.chunk_size.saturating_sub(open.len());
+                let space = self.pool.chunk_size().saturating_sub(open.len());
                 let (now, later) = source.split_at(space.min(source.len()));
                 open.extend_from_slice(now);
                 source = later;
-                if open.len() == self.chunk_size {
+                if open.len() == self.pool.chunk_size() {
                     self.enqueue_open(writer);
                 }
             }
@@ -184,10 +184,7 @@ impl Ring {
             self.begin_chunk();
         }
         if writer.open.capacity() == 0 {
-            writer.open = self
-                .spare
-                .pop()
-                .unwrap_or_else(|| Vec::with_capacity(self.chunk_size));
+            writer.open = self.pool.take();
         }
         &mut writer.open
     }

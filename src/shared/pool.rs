@@ -1,0 +1,68 @@
+//! Storage for chunks that no ring needs now: the one used last is used first, while it is still in
+//! the processor's cache.
+//!
+//! Rings with chunks of the usual size share one pool, so that a thousand streams take turns with
+//! the memory of those that are busy, and an idle one keeps none.
+
+#![deny(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
+use std::sync::{Arc, LazyLock};
+
+use crate::sync::{Mutex, lock};
+
+/// The usual size of a chunk, in bytes: two descriptors of a Linux guest.
+pub(crate) const USUAL_CHUNK: usize = 64 * 1024;
+
+/// What the shared pool keeps at most, in bytes; more is freed.
+const SHARED_BYTES: usize = 32 * 1024 * 1024;
+
+pub(crate) struct Pool {
+    chunk_size: usize,
+    /// More chunks than that are freed.
+    most: usize,
+    /// Each empty, with room for `chunk_size`.
+    free: Mutex<Vec<Vec<u8>>>,
+}
+
+impl Pool {
+    /// For chunks of `chunk_size` bytes; `most` matters if there is no shared pool for them.
+    pub(crate) fn for_chunks(chunk_size: usize, most: usize) -> Arc<Self> {
+        static SHARED: LazyLock<Arc<Pool>> =
+            LazyLock::new(|| Arc::new(Pool::new(USUAL_CHUNK, SHARED_BYTES / USUAL_CHUNK)));
+        if chunk_size == USUAL_CHUNK {
+            Arc::clone(&SHARED)
+        } else {
+            Arc::new(Self::new(chunk_size, most))
+        }
+    }
+
+    fn new(chunk_size: usize, most: usize) -> Self {
+        Self {
+            chunk_size,
+            most,
+            free: Mutex::new(Vec::new()),
+        }
+    }
+
+    pub(crate) fn chunk_size(&self) -> usize {
+        self.chunk_size
+    }
+
+    pub(crate) fn take(&self) -> Vec<u8> {
+        let free = lock(&self.free).pop();
+        free.unwrap_or_else(|| Vec::with_capacity(self.chunk_size))
+    }
+
+    /// Takes storage back, or nothing from who had none.
+    pub(crate) fn give_back(&self, mut bytes: Vec<u8>) {
+        if bytes.capacity() == 0 {
+            return;
+        }
+        // Appending to what is empty: no old byte is ever shown.
+        bytes.clear();
+        let mut free = lock(&self.free);
+        if free.len() < self.most {
+            free.push(bytes);
+        }
+    }
+}
