@@ -9,11 +9,14 @@ use std::time::Duration;
 
 use common::limit;
 use common::place::{Cores, Flavor};
-use common::transport::{Duplex, Krun, Piper, Seed, UnixSocket};
+use common::transport::{Duplex, Krun, KrunSpinning, Piper, Seed, UnixSocket};
+use common::vmm::Transport;
 use common::work::{self, Setting, Size, Span, Work};
 
-/// This crate's default capacity, in bytes.
-const CAPACITY: usize = 1 << 20;
+/// Of every transport that has a choice, in bytes: this crate's default.
+const CAPACITY: usize = tokio_krun::Options::DEFAULT_CAPACITY;
+
+type KrunBusy = KrunSpinning<20>;
 
 struct Plan {
     rounds: usize,
@@ -130,7 +133,7 @@ fn settings(plan: &Plan) -> impl Iterator<Item = Setting> {
 }
 
 fn throughput(plan: &Plan) {
-    println!("\n# Throughput, MB/s; at 1 MiB a direction but where said");
+    println!("\n# Throughput, MB/s; at 4 MiB a direction but where said");
     for setting in settings(plan) {
         for work in Work::ALL {
             let name = format!("{} {} {}", setting.cores, setting.flavor, work.name());
@@ -145,6 +148,10 @@ fn throughput(plan: &Plan) {
                 (
                     "tokio-krun".into(),
                     Box::new(|| work::throughput::<Krun>(work, setting)),
+                ),
+                (
+                    KrunBusy::NAME.into(),
+                    Box::new(|| work::throughput::<KrunBusy>(work, setting)),
                 ),
                 (
                     "UnixStream".into(),
@@ -277,6 +284,10 @@ fn round_trips(plan: &Plan) {
                         Box::new(|| trips(work::round_trips::<Krun>(setting))),
                     ),
                     (
+                        KrunBusy::NAME.into(),
+                        Box::new(|| trips(work::round_trips::<KrunBusy>(setting))),
+                    ),
+                    (
                         "UnixStream".into(),
                         Box::new(|| trips(work::round_trips::<UnixSocket>(setting))),
                     ),
@@ -365,7 +376,7 @@ fn capacities(plan: &Plan) {
             if !plan.has(&name) {
                 continue;
             }
-            for capacity in [16, 17, 18, 19, 21, 22, 23].map(|power| 1 << power) {
+            for capacity in [16, 17, 18, 19, 20, 21, 23, 24].map(|power| 1 << power) {
                 let this = Setting {
                     capacity: Some(capacity),
                     ..setting
@@ -381,7 +392,7 @@ fn capacities(plan: &Plan) {
                             Box::new(move || work::throughput::<Krun>(work, this)),
                         ),
                         (
-                            "1M".into(),
+                            "the default".into(),
                             Box::new(|| work::throughput::<Krun>(work, setting)),
                         ),
                     ],

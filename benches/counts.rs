@@ -102,7 +102,9 @@ impl Job {
     }
 }
 
-const TRANSPORTS: [(&str, fn(Job, Setting)); 5] = [
+type RunJob = fn(Job, Setting);
+
+const TRANSPORTS: [(&str, RunJob); 5] = [
     (Krun::NAME, Job::run::<Krun>),
     (UnixSocket::NAME, Job::run::<UnixSocket>),
     (Seed::NAME, Job::run::<Seed>),

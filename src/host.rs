@@ -75,7 +75,7 @@ impl Host {
     ) -> Poll<io::Result<T>> {
         let budget = ready!(coop::poll_proceed(cx));
         loop {
-            if let Some(found) = look(&self.shared) {
+            if let Some(found) = self.shared.busy_look(|| look(&self.shared)) {
                 budget.made_progress();
                 return Poll::Ready(Ok(found));
             }
@@ -93,15 +93,11 @@ impl Host {
         }
     }
 
-    /// For any number of tasks at once: each is woken. `look` is asked for one side or the other.
-    async fn found<T>(
-        &self,
-        interest: Interest,
-        mut look: impl FnMut() -> Option<T>,
-    ) -> io::Result<T> {
+    /// For any number of tasks at once: each is woken. `look` is asked for any of `sides`.
+    async fn found<T>(&self, sides: &[Side], mut look: impl FnMut() -> Option<T>) -> io::Result<T> {
         loop {
             let budget = poll_fn(coop::poll_proceed).await;
-            if let Some(found) = look() {
+            if let Some(found) = self.shared.busy_look(&mut look) {
                 budget.made_progress();
                 return Ok(found);
             }
@@ -109,17 +105,15 @@ impl Host {
             let mut readable = pin!(self.readable.wait());
             let mut writable = pin!(self.writable.wait());
             let found = poll_fn(|cx| {
-                if interest.is_readable() {
-                    if let Poll::Ready(result) = readable.as_mut().poll(cx) {
+                for side in sides {
+                    let wait = match side {
+                        Side::Reading => readable.as_mut(),
+                        Side::Writing | Side::Draining => writable.as_mut(),
+                    };
+                    if let Poll::Ready(result) = wait.poll(cx) {
                         return Poll::Ready(result.map(|()| None));
                     }
-                    self.arm(Side::Reading);
-                }
-                if interest.is_writable() {
-                    if let Poll::Ready(result) = writable.as_mut().poll(cx) {
-                        return Poll::Ready(result.map(|()| None));
-                    }
-                    self.arm(Side::Writing);
+                    self.arm(*side);
                 }
                 match look() {
                     Some(found) => Poll::Ready(Ok(Some(found))),
@@ -136,7 +130,7 @@ impl Host {
     fn wait(&self, side: Side) -> &HostWait {
         match side {
             Side::Reading => &self.readable,
-            Side::Writing => &self.writable,
+            Side::Writing | Side::Draining => &self.writable,
         }
     }
 
@@ -144,6 +138,7 @@ impl Host {
         match side {
             Side::Reading => self.shared.tx_data.arm(),
             Side::Writing => self.shared.rx_room.arm(),
+            Side::Draining => self.shared.host_waits_for_drain(),
         }
     }
 }
@@ -153,6 +148,8 @@ impl Host {
 enum Side {
     Reading,
     Writing,
+    /// For what was written to be taken.
+    Draining,
 }
 
 /// By polling: one task a direction, the last that polled.
@@ -264,11 +261,14 @@ fn now<T>(found: Option<io::Result<T>>) -> io::Result<T> {
 /// By waiting, any number of tasks at once.
 impl Host {
     pub(crate) async fn ready(&self, interest: Interest) -> io::Result<Ready> {
-        if !interest.is_readable() && !interest.is_writable() {
-            return Err(io::ErrorKind::InvalidInput.into());
-        }
+        let sides: &[Side] = match (interest.is_readable(), interest.is_writable()) {
+            (true, true) => &[Side::Reading, Side::Writing],
+            (true, false) => &[Side::Reading],
+            (false, true) => &[Side::Writing],
+            (false, false) => return Err(io::ErrorKind::InvalidInput.into()),
+        };
         let look = || Some(self.ready_now(interest)).filter(|ready| !ready.is_empty());
-        self.found(interest, look).await
+        self.found(sides, look).await
     }
 
     fn ready_now(&self, interest: Interest) -> Ready {
@@ -292,7 +292,7 @@ impl Host {
 
     pub(crate) async fn guest_opened(&self) -> io::Result<()> {
         let look = || self.shared.host_sees_guest();
-        if self.found(Interest::READABLE, look).await? {
+        if self.found(&[Side::Reading], look).await? {
             Ok(())
         } else {
             Err(Error::GuestGone.into())
@@ -302,6 +302,6 @@ impl Host {
     pub(crate) async fn drained(&self) -> io::Result<()> {
         let position = self.shared.host_written();
         let look = || self.shared.host_is_drained(position);
-        self.found(Interest::WRITABLE, look).await?
+        self.found(&[Side::Draining], look).await?
     }
 }

@@ -1,6 +1,7 @@
 //! How large the rings are, and what dropping the stream means.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::error::Error;
 use crate::port::AgentPort;
@@ -23,6 +24,7 @@ use crate::stream::AgentStream;
 pub struct Options {
     pub(crate) capacity: usize,
     pub(crate) hang_up_on_drop: bool,
+    pub(crate) busy_poll: Duration,
 }
 
 impl Options {
@@ -33,11 +35,15 @@ impl Options {
     /// The default capacity, in bytes.
     pub const DEFAULT_CAPACITY: usize = 4 * 1024 * 1024;
 
+    /// The longest [`busy_poll`](Self::busy_poll).
+    pub const MAX_BUSY_POLL: Duration = Duration::from_millis(1);
+
     /// The defaults: 4 MiB each way, hanging up when dropped.
     pub fn new() -> Self {
         Self {
             capacity: Self::DEFAULT_CAPACITY,
             hang_up_on_drop: true,
+            busy_poll: Duration::ZERO,
         }
     }
 
@@ -70,6 +76,21 @@ impl Options {
         self
     }
 
+    /// For how long a side that finds nothing to do goes on looking before it sleeps. The default is
+    /// zero: it sleeps at once. More than [`MAX_BUSY_POLL`](Self::MAX_BUSY_POLL) is taken for that.
+    ///
+    /// A wake across cores takes tens of microseconds in a virtual machine, and a side that is
+    /// looking needs none: BUSY_FIGURES. The price is the thread's time: it spins for so long each time it runs out of
+    /// work, krun's threads as well as the runtime's, whose other tasks wait meanwhile. Worth it
+    /// where latency matters and there is a core for each; on a shared core it only holds the other
+    /// side up.
+    ///
+    /// The host's side spins in each way of reading, writing and waiting; krun's before it waits.
+    pub fn busy_poll(mut self, spin: Duration) -> Self {
+        self.busy_poll = spin.min(Self::MAX_BUSY_POLL);
+        self
+    }
+
     /// Makes a stream and the port that is its other end.
     ///
     /// # Errors
@@ -87,7 +108,7 @@ impl Options {
         if tokio::runtime::Handle::try_current().is_err() {
             return Err(Error::NoRuntime);
         }
-        let shared = Arc::new(ConsoleSharedState::new(self.capacity)?);
+        let shared = Arc::new(ConsoleSharedState::new(self.capacity, self.busy_poll)?);
         let stream = AgentStream::register(Arc::clone(&shared), self.hang_up_on_drop)?;
         Ok((stream, AgentPort::new(shared)))
     }

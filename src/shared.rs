@@ -15,12 +15,14 @@ mod pool;
 mod ring;
 mod signal;
 
-use std::{fmt, io};
+use std::time::{Duration, Instant};
+use std::{fmt, hint, io};
 
 use crate::stats::{RingStats, Stats};
 use crate::sync::{AtomicBool, AtomicU64};
 use crate::sys;
 use crate::trace::Trace;
+use gate::Gate;
 use latch::Latch;
 use pool::USUAL_CHUNK;
 use ring::Ring;
@@ -46,16 +48,19 @@ pub(crate) struct ConsoleSharedState {
     guest_opened: AtomicBool,
     /// The guest's writes must not wait; see [`PortHandle::quiesce`](crate::PortHandle::quiesce).
     quiesced: AtomicBool,
-    /// The lowest position in `rx_ring` that a task waits for the guest to take; `u64::MAX` for
-    /// none.
+    /// For those who wait on `rx_room` only until the guest has taken up to `drain_mark`.
+    drain_gate: Gate,
+    /// The lowest position in `rx_ring` that one of them waits for; `u64::MAX` for none.
     drain_mark: AtomicU64,
+    /// How long a side that finds nothing goes on looking before it sleeps.
+    busy_poll: Duration,
     host_gone: Latch,
     trace: Trace,
 }
 
 impl ConsoleSharedState {
     /// Two rings of `capacity` bytes each: a valid number, see [`Options`](crate::Options).
-    pub(crate) fn new(capacity: usize) -> io::Result<Self> {
+    pub(crate) fn new(capacity: usize, busy_poll: Duration) -> io::Result<Self> {
         // A ring of few chunks would be one chunk too short much of the time.
         let chunk_size = USUAL_CHUNK.min(capacity.div_ceil(LEAST_CHUNKS));
         let ring = || Ring::new(capacity, chunk_size);
@@ -69,10 +74,26 @@ impl ConsoleSharedState {
             hung_up: AtomicBool::new(false),
             guest_opened: AtomicBool::new(false),
             quiesced: AtomicBool::new(false),
+            drain_gate: Gate::new(),
             drain_mark: AtomicU64::new(u64::MAX),
+            busy_poll,
             host_gone: Latch::default(),
             trace: Trace::new(),
         })
+    }
+
+    /// Looks, and if that finds nothing goes on looking for as long as the options say: before
+    /// either side arms a signal.
+    pub(crate) fn busy_look<T>(&self, mut look: impl FnMut() -> Option<T>) -> Option<T> {
+        let mut found = look();
+        if found.is_none() && !self.busy_poll.is_zero() {
+            let began = Instant::now();
+            while found.is_none() && began.elapsed() < self.busy_poll {
+                hint::spin_loop();
+                found = look();
+            }
+        }
+        found
     }
 
     pub(crate) fn stats(&self) -> Stats {
@@ -100,5 +121,27 @@ impl fmt::Debug for ConsoleSharedState {
             .field("guest_opened", &self.guest_opened)
             .field("quiesced", &self.quiesced)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(all(test, not(tokio_krun_loom)))]
+mod tests {
+    use super::*;
+
+    /// How often a look that finds something the third time is taken, and what is found.
+    fn looks(busy_poll: Duration) -> (u32, Option<()>) {
+        let shared = ConsoleSharedState::new(32 * 1024, busy_poll).unwrap();
+        let mut looks = 0;
+        let found = shared.busy_look(|| {
+            looks += 1;
+            (looks == 3).then_some(())
+        });
+        (looks, found)
+    }
+
+    #[test]
+    fn a_side_goes_on_looking_only_if_it_is_told_to() {
+        assert_eq!(looks(Duration::ZERO), (1, None));
+        assert_eq!(looks(Duration::MAX), (3, Some(())));
     }
 }

@@ -1,12 +1,17 @@
-//! In the steady state nothing is allocated: chunks are used again.
+//! In the steady state nothing is allocated: chunks are used again. Each test plays krun on its own
+//! thread, so what that thread allocates is all there is.
 
 mod common;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
+use bytes::Bytes;
 use common::{SMALL, pair};
+use futures::{SinkExt, StreamExt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio_krun::Chunks;
+use tokio_util::codec::{Framed, LengthDelimitedCodec};
 
 struct Counting;
 
@@ -32,30 +37,91 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-#[test]
-fn bytes_both_ways_allocate_nothing_once_the_rings_have_been_full() {
+/// What this thread allocates in `measured` rounds, after others.
+fn allocations(measured: usize, test: impl AsyncFnOnce(&mut dyn FnMut(usize) -> bool)) -> usize {
+    // More rounds than tokio's budget for a turn has operations: the runtime allocates when a
+    // task first gives way.
+    const WARM_UP: usize = 200;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .build()
         .unwrap();
-    runtime.block_on(async {
+    let mut before = 0;
+    let mut goes_on = |round: usize| {
+        if round == WARM_UP {
+            before = ALLOCATIONS.get();
+        }
+        round < WARM_UP + measured
+    };
+    runtime.block_on(test(&mut goes_on));
+    ALLOCATIONS.get() - before
+}
+
+#[test]
+fn bytes_both_ways_allocate_nothing_once_the_rings_have_been_full() {
+    let (mut buffer, mut echo) = (vec![7; SMALL], vec![0; SMALL]);
+    let count = allocations(1000, async |goes_on| {
         let (mut stream, backend) = pair();
-        let mut buffer = vec![7; SMALL];
-        let mut round = async |length: usize| {
+        for round in 0.. {
+            let length = if round < 200 {
+                SMALL
+            } else {
+                1 + round * 7919 % SMALL
+            };
+            if !goes_on(round) {
+                // Not what ends allocates.
+                std::mem::forget((stream, backend));
+                return;
+            }
             assert_eq!(backend.write(&buffer[..length]).unwrap(), length);
-            stream.read_exact(&mut buffer[..length]).await.unwrap();
-            stream.write_all(&buffer[..length]).await.unwrap();
+            stream.read_exact(&mut echo[..length]).await.unwrap();
+            stream.write_all(&echo[..length]).await.unwrap();
             assert_eq!(backend.read(&mut buffer[..length]).unwrap(), length);
-        };
-        // More rounds than tokio's budget for a turn has operations: the runtime allocates when a
-        // task first gives way.
-        for _ in 0..200 {
-            round(SMALL).await;
         }
-        let before = ALLOCATIONS.get();
-        for length in (0..1000).map(|round| 1 + round * 7919 % SMALL) {
-            round(length).await;
-        }
-        assert_eq!(ALLOCATIONS.get() - before, 0);
     });
+    assert_eq!(count, 0);
+}
+
+#[test]
+fn frames_both_ways_allocate_nothing() {
+    let payload = Bytes::from(vec![7; 3000]);
+    let mut frame = vec![0; 4 + payload.len()];
+    let count = allocations(1000, async |goes_on| {
+        let (stream, backend) = pair();
+        let mut frames = Framed::new(stream, LengthDelimitedCodec::new());
+        for round in 0.. {
+            if !goes_on(round) {
+                std::mem::forget((frames, backend));
+                return;
+            }
+            frames.send(payload.clone()).await.unwrap();
+            assert_eq!(backend.read(&mut frame).unwrap(), frame.len());
+            assert_eq!(backend.write(&frame).unwrap(), frame.len());
+            assert_eq!(frames.next().await.unwrap().unwrap(), payload);
+        }
+    });
+    assert_eq!(count, 0);
+}
+
+/// `Bytes` with something to do when they are dropped are an allocation; the bytes are none.
+#[test]
+fn chunks_allocate_nothing_to_the_guest_and_one_handle_each_from_it() {
+    const ROUNDS: usize = 1000;
+    let item = Bytes::from(vec![7; SMALL / 8]);
+    let mut descriptor = vec![0; item.len()];
+    let count = allocations(ROUNDS, async |goes_on| {
+        let (stream, backend) = pair();
+        let mut chunks = Chunks::new(stream);
+        for round in 0.. {
+            if !goes_on(round) {
+                std::mem::forget((chunks, backend));
+                return;
+            }
+            chunks.send(item.clone()).await.unwrap();
+            assert_eq!(backend.read(&mut descriptor).unwrap(), item.len());
+            assert_eq!(backend.write(&descriptor).unwrap(), item.len());
+            assert_eq!(chunks.next().await.unwrap().unwrap(), item);
+        }
+    });
+    assert_eq!(count, ROUNDS);
 }

@@ -512,6 +512,29 @@ async fn the_hosts_write_wakes_krun_once_a_batch() {
     assert!(!is_readable(&backend));
 }
 
+/// krun reads twice in vain for a descriptor that is filled in part: for the rest of it, and for the
+/// next one.
+#[tokio::test]
+async fn a_wake_comes_also_after_krun_has_looked_twice_in_vain() {
+    let (mut stream, backend) = pair();
+    for wakes in 1..=3 {
+        for _ in 0..2 {
+            assert!(is_would_block(&backend.read(&mut [0; 8])));
+        }
+        assert!(!is_readable(&backend));
+        stream.write_all(b"x").await.unwrap();
+        assert_eq!(stream.stats().rx.data_wakes, wakes);
+        wait_until_readable(&backend);
+        assert_eq!(backend.read(&mut [0; 8]).unwrap(), 1);
+    }
+    // A signal between the two is taken by the second.
+    assert!(is_would_block(&backend.read(&mut [0; 8])));
+    stream.write_all(b"x").await.unwrap();
+    assert_eq!(backend.read(&mut [0; 8]).unwrap(), 1);
+    assert!(is_would_block(&backend.read(&mut [0; 8])));
+    assert!(!is_readable(&backend));
+}
+
 #[tokio::test]
 async fn the_guests_writes_wake_the_host_once_a_batch() {
     let (mut stream, backend) = pair();

@@ -350,6 +350,29 @@ async fn drained_waits_until_the_guest_has_taken_what_was_written_before() {
     .await;
 }
 
+/// Room is not what it waits for.
+#[tokio::test]
+async fn drained_is_woken_once_however_the_guest_takes_the_bytes() {
+    watchdog(async {
+        let (mut stream, backend) = pair();
+        stream.write_all(&[1; SMALL]).await.unwrap();
+        let stream = Arc::new(stream);
+        let waiting = tokio::spawn({
+            let stream = Arc::clone(&stream);
+            async move { stream.drained().await }
+        });
+        for _ in 0..SMALL / 512 {
+            // As often as it is woken it looks, and would ask for the next wake.
+            tokio::task::yield_now().await;
+            assert!(!waiting.is_finished());
+            assert_eq!(backend.read(&mut [0; 512]).unwrap(), 512);
+        }
+        waiting.await.unwrap().unwrap();
+        assert_eq!(stream.stats().rx.room_wakes, 1);
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn drained_knows_what_was_taken_from_what_was_thrown_away() {
     watchdog(async {

@@ -7,6 +7,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use common::{SMALL, fill, pair, pattern, watchdog};
@@ -57,9 +58,9 @@ async fn futures_are_send() {
     assert_send(Chunks::new(stream).next());
 }
 
-async fn both_ways_at_once() {
+async fn both_ways_at_once(options: Options) {
     const LENGTH: usize = 8 * 1024 * 1024;
-    let (stream, port) = Options::new().capacity(SMALL).create().unwrap();
+    let (stream, port) = options.create().unwrap();
     let guest = Guest::boot(port);
     let (mut guest_read, mut guest_write) = tokio::io::split(guest.open().unwrap());
     let (mut host_read, mut host_write) = tokio::io::split(stream);
@@ -87,12 +88,21 @@ async fn both_ways_at_once() {
 
 #[tokio::test]
 async fn carries_both_ways_at_once_on_the_current_thread() {
-    watchdog(both_ways_at_once()).await;
+    watchdog(both_ways_at_once(Options::new().capacity(SMALL))).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn carries_both_ways_at_once_on_several_threads() {
-    watchdog(both_ways_at_once()).await;
+    watchdog(both_ways_at_once(Options::new().capacity(SMALL))).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn carries_both_ways_at_once_with_busy_poll() {
+    let options = Options::new().capacity(SMALL);
+    watchdog(both_ways_at_once(
+        options.busy_poll(Duration::from_micros(20)),
+    ))
+    .await;
 }
 
 #[tokio::test]
@@ -222,6 +232,25 @@ async fn a_write_takes_what_there_is_room_for() {
     let mut received = vec![0; SMALL];
     assert_eq!(backend.read(&mut received).unwrap(), SMALL);
     assert_eq!(received[SMALL - 10..], [2; 10]);
+}
+
+/// If each took a slot, the slots would come to their end long before the bytes: a million descriptors
+/// of 16 bytes are 250 chunks.
+#[tokio::test]
+async fn a_million_small_writes_fill_the_bytes_and_not_the_slots() {
+    const WRITES: usize = 1_000_000;
+    let (mut stream, port) = Options::new().capacity(16 * WRITES).create().unwrap();
+    let backend = port.into_backend();
+    for _ in 0..WRITES {
+        assert_eq!(backend.write(&[7; 16]).unwrap(), 16);
+    }
+    let full = backend.write(&[8]).unwrap_err();
+    assert_eq!(full.kind(), io::ErrorKind::WouldBlock);
+    let chunks = stream.stats().tx.chunks_queued;
+    assert_eq!(chunks, (16 * WRITES).div_ceil(64 * 1024));
+    let mut received = vec![0; 16 * WRITES];
+    stream.read_exact(&mut received).await.unwrap();
+    assert!(received.iter().all(|byte| *byte == 7));
 }
 
 #[tokio::test]

@@ -7,7 +7,8 @@ mod seed;
 mod unix_socket;
 
 pub(crate) use duplex::Duplex;
-pub(crate) use krun::Krun;
+#[allow(unused_imports)] // each program uses its own part
+pub(crate) use krun::{Krun, KrunSpinning};
 pub(crate) use piper::Piper;
 pub(crate) use seed::Seed;
 pub(crate) use unix_socket::UnixSocket;

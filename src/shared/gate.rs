@@ -44,6 +44,12 @@ impl Gate {
         fence(Ordering::SeqCst);
     }
 
+    /// Whether [`open`](Self::open) has asked for no signal since the last [`arm`](Self::arm).
+    pub(crate) fn is_armed(&self) -> bool {
+        // Relaxed: the answer may be out of date as soon as it is given.
+        self.armed.load(Ordering::Relaxed)
+    }
+
     /// To be called after a change the sleeper may wait for (steps b and c). `true` asks the
     /// caller to signal.
     ///

@@ -34,9 +34,20 @@ impl ConsoleSharedState {
         if read == 0 && !self.hung_up.load(Ordering::Acquire) {
             return None;
         }
-        self.rx_room
-            .notify_if(|| self.passes_drain_mark() || self.rx_ring.is_worth_a_wake());
+        self.offer_rx_room();
         Some(read)
+    }
+
+    /// Whether there is something to read, or the end.
+    pub(crate) fn guest_may_read(&self) -> bool {
+        self.rx_ring.has_unread() || self.hung_up.load(Ordering::Relaxed)
+    }
+
+    /// After the guest has read.
+    fn offer_rx_room(&self) {
+        self.rx_room.notify_if(|| self.rx_ring.is_worth_a_wake());
+        self.rx_room
+            .notify_also(&self.drain_gate, || self.passes_drain_mark());
     }
 
     /// Whether a task waits for what has just been read; it sets its mark anew if it waits on.
@@ -83,5 +94,6 @@ impl ConsoleSharedState {
         self.tx_data.notify_after_fence();
         self.rx_ring.abandon();
         self.rx_room.notify();
+        self.rx_room.notify_also(&self.drain_gate, || true);
     }
 }

@@ -30,7 +30,7 @@ impl ConsoleSharedState {
     /// The next chunk, without a copy if that pays; no bytes at the end.
     pub(crate) fn host_read_bytes(self: &Arc<Self>) -> Option<io::Result<Bytes>> {
         let bytes = self.tx_ring.read_bytes(
-            |bytes, taken| self.lend(bytes, taken),
+            |bytes, taken| self.lend(bytes, taken, true),
             |bytes| self.hold(bytes),
         )?;
         self.offer_tx_room();
@@ -39,7 +39,9 @@ impl ConsoleSharedState {
 
     /// A handle to the next chunk, which is not read by that; no bytes at the end.
     pub(crate) fn host_peek(self: &Arc<Self>) -> Option<io::Result<Bytes>> {
-        let bytes = self.tx_ring.peek(|bytes, taken| self.lend(bytes, taken))?;
+        let bytes = self
+            .tx_ring
+            .peek(|bytes, taken| self.lend(bytes, taken, false))?;
         Some(self.unless_cut_off(bytes.is_empty(), bytes))
     }
 
@@ -66,10 +68,11 @@ impl ConsoleSharedState {
         self.tx_room.notify_if(|| self.tx_ring.is_worth_a_wake());
     }
 
-    fn lend(self: &Arc<Self>, bytes: Vec<u8>, taken: usize) -> Bytes {
+    fn lend(self: &Arc<Self>, bytes: Vec<u8>, taken: usize, is_held: bool) -> Bytes {
         Bytes::from_owner(LentChunk {
             bytes,
             taken,
+            is_held,
             shared: Arc::clone(self),
         })
     }
@@ -149,7 +152,8 @@ impl ConsoleSharedState {
     }
 
     /// Whether the guest has taken everything before `position`, an error if it never will. Until
-    /// then there will be a signal, if `rx_room` was armed **before** the call.
+    /// then there will be a signal, if `drain_gate` was [armed](Self::host_waits_for_drain) **before**
+    /// the call.
     pub(crate) fn host_is_drained(&self, position: u64) -> Option<io::Result<()>> {
         self.drain_mark.fetch_min(position, Ordering::Relaxed);
         // Pairs with the fence in `Gate::open`: after it the guest's side sees the mark, or this sees
@@ -159,6 +163,11 @@ impl ConsoleSharedState {
             true => Ok(()),
             false => Err(Error::GuestGone.into()),
         })
+    }
+
+    /// Announces a sleep on `rx_room` that [`host_is_drained`](Self::host_is_drained) ends.
+    pub(crate) fn host_waits_for_drain(&self) {
+        self.drain_gate.arm();
     }
 
     /// Ends the host's writing without a word to the guest.
@@ -185,6 +194,8 @@ struct LentChunk {
     bytes: Vec<u8>,
     /// What had been read before.
     taken: usize,
+    /// Whether the rest counts until then, as [`HeldBytes`] do.
+    is_held: bool,
     shared: Arc<ConsoleSharedState>,
 }
 
@@ -196,7 +207,12 @@ impl AsRef<[u8]> for LentChunk {
 
 impl Drop for LentChunk {
     fn drop(&mut self) {
+        let count = self.as_ref().len();
         self.shared.tx_ring.give_back(mem::take(&mut self.bytes));
+        if self.is_held {
+            self.shared.tx_ring.release(count);
+            self.shared.offer_tx_room();
+        }
     }
 }
 

@@ -31,6 +31,11 @@ impl<W: Wake> Signal<W> {
         &self.wake
     }
 
+    /// Whether a sleep has been announced since the last signal.
+    pub(crate) fn is_armed(&self) -> bool {
+        self.gate.is_armed()
+    }
+
     /// Announces a sleep; the caller looks once more after it.
     pub(crate) fn arm(&self) {
         self.gate.arm();
@@ -59,6 +64,14 @@ impl<W: Wake> Signal<W> {
     /// [`notify`](Self::notify) after a change that a sequentially consistent fence has followed.
     pub(crate) fn notify_after_fence(&self) {
         if self.gate.open_after_fence(|| true) {
+            self.signal();
+        }
+    }
+
+    /// To be called after one of those above, whose fence does for this too: the same for sleepers
+    /// that wait for something else, at another gate.
+    pub(crate) fn notify_also(&self, gate: &Gate, is_worth_it: impl FnOnce() -> bool) {
+        if gate.open_after_fence(is_worth_it) {
             self.signal();
         }
     }

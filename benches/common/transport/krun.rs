@@ -3,25 +3,32 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use tokio_krun::{AgentConsoleBackend, Options, OwnedReadHalf, OwnedWriteHalf};
 
 use crate::common::vmm::{Channel, Input, Output, Transport};
 
-pub(crate) struct Krun;
+/// Spins for so many microseconds before it sleeps.
+pub(crate) struct KrunSpinning<const MICROSECONDS: u64>;
+
+pub(crate) type Krun = KrunSpinning<0>;
 
 pub(crate) struct Backend(Arc<AgentConsoleBackend>);
 
-impl Transport for Krun {
-    const NAME: &'static str = "tokio-krun";
+impl<const MICROSECONDS: u64> Transport for KrunSpinning<MICROSECONDS> {
+    const NAME: &'static str = match MICROSECONDS {
+        0 => "tokio-krun",
+        _ => "with busy poll",
+    };
     type Read = OwnedReadHalf;
     type Write = OwnedWriteHalf;
     type Input = Backend;
     type Output = Backend;
 
     fn new(capacity: Option<usize>) -> Channel<Self> {
-        let mut options = Options::new();
+        let mut options = Options::new().busy_poll(Duration::from_micros(MICROSECONDS));
         if let Some(capacity) = capacity {
             options = options.capacity(capacity);
         }

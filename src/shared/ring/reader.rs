@@ -28,9 +28,9 @@ impl Ring {
 
     /// Takes the rest of the current chunk away: `None` if there is none yet, no bytes at the end.
     ///
-    /// They count until the handle that `hold` makes of them is dropped, which is then to
+    /// They count until the handle that `lend` or `hold` makes of them is dropped, which is then to
     /// [`release`](Self::release) them. Few bytes are copied instead, so that whoever keeps them
-    /// does not keep a whole chunk. `lend` is as for [`peek`](Self::peek).
+    /// does not keep a whole chunk. `lend` is otherwise as for [`peek`](Self::peek).
     pub(crate) fn read_bytes(
         &self,
         lend: impl FnOnce(Vec<u8>, usize) -> Bytes,
@@ -48,7 +48,7 @@ impl Ring {
                     }
                     copy
                 }
-                Chunk::Own(bytes, taken) => hold(lend(bytes, taken)),
+                Chunk::Own(bytes, taken) => lend(bytes, taken),
                 Chunk::Lent(bytes) | Chunk::Given(bytes) => hold(bytes),
             })
         })
@@ -196,6 +196,12 @@ impl Ring {
         let swept = self.take(&mut lock(&self.reader), usize::MAX, |_| {});
         self.ends.swept.fetch_add(swept as u64, Ordering::Relaxed);
         self.discard(swept);
+    }
+
+    /// Whether bytes have been written that were not read: perhaps not to be found yet, for the
+    /// writer may be at them.
+    pub(crate) fn has_unread(&self) -> bool {
+        self.put.written.load(Ordering::Acquire) != self.taken.read.load(Ordering::Relaxed)
     }
 
     /// Whether everything before `position` has been read: `Some(false)` if it never will be.

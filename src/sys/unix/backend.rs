@@ -65,6 +65,8 @@ pub struct AgentConsoleBackend {
     shared: Arc<ConsoleSharedState>,
     /// Whether a `read` has given data since krun last waited. Only the RX thread uses it.
     gave_data: AtomicBool,
+    /// Whether the signals so far were taken since krun last waited. Only the RX thread uses it.
+    took_signals: AtomicBool,
 }
 
 impl AgentConsoleBackend {
@@ -72,6 +74,7 @@ impl AgentConsoleBackend {
         Self {
             shared,
             gave_data: AtomicBool::new(false),
+            took_signals: AtomicBool::new(false),
         }
     }
 
@@ -114,9 +117,17 @@ impl AgentConsoleBackend {
     }
 
     /// Takes every signal so far and asks for the next one. The caller looks once more.
+    ///
+    /// krun comes here twice before it waits if a descriptor was filled in part. The second time
+    /// there is nothing to do if there was no signal since; one that was on its way the first time
+    /// ends the wait at once, and is taken then.
     fn prepare_to_wait(&self) {
-        self.shared.rx_data.wake().drain();
-        self.shared.rx_data.arm();
+        let rx_data = &self.shared.rx_data;
+        if !(self.took_signals.load(Ordering::Relaxed) && rx_data.is_armed()) {
+            rx_data.wake().drain();
+            rx_data.arm();
+            self.took_signals.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Copies the guest's bytes out of `buf`, from krun's TX thread.
@@ -138,15 +149,21 @@ impl AgentConsoleBackend {
     /// The descriptor that is readable when [`read`](Self::read) is worth a call.
     ///
     /// krun asks for it at each wait, so asking also says that a descriptor chain has ended
-    /// (rule 2).
+    /// (rule 2), and with [`busy_poll`](crate::Options::busy_poll) it spins here first.
     pub fn read_wake_fd(&self) -> RawFd {
         self.gave_data.store(false, Ordering::Relaxed);
+        self.took_signals.store(false, Ordering::Relaxed);
+        self.shared
+            .busy_look(|| self.shared.guest_may_read().then_some(()));
         self.shared.rx_data.wake().as_raw_fd()
     }
 
     /// Blocks until [`write`](Self::write) is worth another call.
     pub fn wait_until_writable(&self) {
         let may_write = || self.shared.guest_may_write().then_some(());
+        if self.shared.busy_look(may_write).is_some() {
+            return;
+        }
         while self.shared.tx_room.look(may_write).is_none() {
             self.shared.tx_room.wake().wait();
         }
