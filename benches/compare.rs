@@ -8,7 +8,7 @@ mod common;
 use std::time::Duration;
 
 use common::limit;
-use common::place::{Cores, Flavor};
+use common::place::{Cores, Flavor, raise_descriptor_limit};
 use common::transport::{Duplex, Krun, KrunSpinning, Piper, Seed, UnixSocket};
 use common::vmm::Transport;
 use common::work::{self, Setting, Size, Span, Work};
@@ -400,12 +400,4 @@ fn capacities(plan: &Plan) {
             }
         }
     }
-}
-
-/// A stream has three descriptors, a pair of sockets two.
-fn raise_descriptor_limit() {
-    use rustix::process::{Resource, getrlimit, setrlimit};
-    let mut limit = getrlimit(Resource::Nofile);
-    limit.current = limit.maximum;
-    setrlimit(Resource::Nofile, limit).expect("the limit may be raised to its bound");
 }

@@ -14,7 +14,7 @@ use std::io::ErrorKind;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
-use common::place::{Cores, Flavor};
+use common::place::{Cores, Flavor, raise_descriptor_limit};
 use common::transport::{Duplex, Krun, Piper, Seed, UnixSocket};
 use common::vmm::Transport;
 use common::work::{self, Setting, Size, Span, Work};
@@ -49,6 +49,7 @@ enum Job {
     ChunksIn(usize),
     ChunksOut(usize),
     RoundTrip,
+    Streams(usize),
 }
 
 impl Job {
@@ -60,6 +61,8 @@ impl Job {
             Self::ChunksOut(16 * 1024),
             Self::ChunksOut(64 * 1024),
             Self::RoundTrip,
+            Self::Streams(1),
+            Self::Streams(1024),
         ])
     }
 
@@ -69,6 +72,7 @@ impl Job {
             Self::ChunksIn(size) => format!("chunks g→h {}", Size(size)),
             Self::ChunksOut(size) => format!("chunks h→g {}", Size(size)),
             Self::RoundTrip => "round trip".into(),
+            Self::Streams(streams) => format!("{streams} at once, g→h 32K"),
         }
     }
 
@@ -88,6 +92,8 @@ impl Job {
     fn amount(self) -> u64 {
         match self {
             Self::RoundTrip => 64 * 1000,
+            // 128 KiB for each of 1,024.
+            Self::Streams(_) => 128 << 20,
             _ => 32 << 20,
         }
     }
@@ -98,6 +104,12 @@ impl Job {
             Self::ChunksIn(size) => drop(work::chunks_in(size, setting)),
             Self::ChunksOut(size) => drop(work::chunks_out(size, setting)),
             Self::RoundTrip => drop(work::round_trips::<T>(setting)),
+            Self::Streams(streams) => {
+                let Span::Bytes(bytes) = setting.span else {
+                    unreachable!("counts are of bytes");
+                };
+                work::many::<T>(streams, bytes as usize, setting);
+            }
         }
     }
 }
@@ -230,6 +242,7 @@ fn main() {
     if let [flag, child @ ..] = arguments.as_slice()
         && flag == Child::FLAG
     {
+        raise_descriptor_limit();
         return Child::run(child);
     }
     // Does it all run? The figures mean little.
@@ -258,6 +271,7 @@ fn main() {
             }
         }
     }
+    raise_descriptor_limit();
     idle_streams();
 }
 
@@ -267,7 +281,12 @@ fn row(name: &str, counter: Counter, cores: Cores, (index, job): (usize, Job), i
         Job::ChunksIn(_) | Job::ChunksOut(_) => 1,
         _ => TRANSPORTS.len(),
     };
-    let amount = job.amount() / if is_quick { 16 } else { 1 };
+    let amount = match job {
+        // Less than a turn of each would be none.
+        Job::Streams(_) => job.amount(),
+        _ if is_quick => job.amount() / 16,
+        _ => job.amount(),
+    };
     print!("{name:<28} per {unit}:");
     for (transport, (name, _)) in TRANSPORTS.iter().enumerate().take(transports) {
         let child = |amount| Child {

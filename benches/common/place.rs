@@ -91,3 +91,11 @@ impl fmt::Display for Flavor {
         }
     }
 }
+
+/// A stream has three descriptors, a pair of sockets two.
+pub(crate) fn raise_descriptor_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    setrlimit(Resource::Nofile, limit).expect("the limit may be raised to its bound");
+}
