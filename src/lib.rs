@@ -93,4 +93,4 @@ pub use port::{AgentPort, PortHandle};
 pub use split::{OwnedReadHalf, OwnedWriteHalf, ReadHalf, ReuniteError, WriteHalf};
 pub use stats::{RingStats, Stats};
 pub use stream::AgentStream;
-pub use sys::AgentConsoleBackend;
+pub use sys::exports::*;

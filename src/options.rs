@@ -6,6 +6,7 @@ use crate::error::Error;
 use crate::port::AgentPort;
 use crate::shared::ConsoleSharedState;
 use crate::stream::AgentStream;
+use crate::sys::PortOptions;
 
 /// Options for an [`AgentStream`] and its [`AgentPort`].
 ///
@@ -24,6 +25,7 @@ pub struct Options {
     pub(crate) capacity: usize,
     pub(crate) slots: usize,
     pub(crate) hang_up_on_drop: bool,
+    pub(crate) port: PortOptions,
 }
 
 impl Options {
@@ -42,6 +44,7 @@ impl Options {
             capacity: 1024 * 1024,
             slots: 32,
             hang_up_on_drop: true,
+            port: PortOptions::default(),
         }
     }
 
@@ -98,7 +101,7 @@ impl Options {
         }
         let shared = Arc::new(ConsoleSharedState::new(self.capacity, self.slots)?);
         let stream = AgentStream::register(Arc::clone(&shared), self.hang_up_on_drop)?;
-        Ok((stream, AgentPort::new(shared)))
+        Ok((stream, AgentPort::create(shared, &self.port)?))
     }
 
     fn validate(&self) -> Result<(), Error> {
