@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use tokio::runtime::Handle;
+
 use crate::error::Error;
 use crate::port::AgentPort;
 use crate::shared::ConsoleSharedState;
@@ -88,7 +90,8 @@ impl Options {
     ///
     /// - [`Error::Capacity`] and [`Error::Slots`] if an option is out of its bounds.
     /// - [`Error::NoRuntime`] outside a tokio runtime.
-    /// - [`Error::Os`] if the system gives no descriptor; nothing is left behind.
+    /// - [`Error::PipeInUse`] on Windows, if the pipe's name was chosen and is taken.
+    /// - [`Error::Os`] if the system gives no descriptor or pipe; nothing is left behind.
     ///
     /// # Panics
     ///
@@ -96,12 +99,27 @@ impl Options {
     #[track_caller]
     pub fn create(&self) -> Result<(AgentStream, AgentPort), Error> {
         self.validate()?;
-        if tokio::runtime::Handle::try_current().is_err() {
+        if Handle::try_current().is_err() {
             return Err(Error::NoRuntime);
         }
         let shared = Arc::new(ConsoleSharedState::new(self.capacity, self.slots)?);
         let stream = AgentStream::register(Arc::clone(&shared), self.hang_up_on_drop)?;
         Ok((stream, AgentPort::create(shared, &self.port)?))
+    }
+
+    /// The same on a runtime of the caller's, from wherever it is called.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`create`](Self::create), but for [`Error::NoRuntime`].
+    ///
+    /// # Panics
+    ///
+    /// If the runtime has no I/O driver.
+    #[track_caller]
+    pub fn create_on(&self, runtime: &Handle) -> Result<(AgentStream, AgentPort), Error> {
+        let _entered = runtime.enter();
+        self.create()
     }
 
     fn validate(&self) -> Result<(), Error> {
