@@ -82,3 +82,140 @@ impl ConsoleSharedState {
             .lifecycle("a client of another process was turned away");
     }
 }
+
+#[cfg(all(test, not(tokio_krun_loom)))]
+#[allow(clippy::unwrap_used, reason = "no thread of krun's runs tests")]
+mod tests {
+    use super::*;
+
+    const CAPACITY: usize = 4096;
+
+    fn shared() -> ConsoleSharedState {
+        ConsoleSharedState::new(CAPACITY, 4).unwrap()
+    }
+
+    fn would_block() -> io::Result<usize> {
+        Err(io::ErrorKind::WouldBlock.into())
+    }
+
+    fn read_all(shared: &ConsoleSharedState) -> Vec<u8> {
+        let mut read = Vec::new();
+        while let Some(Ok(1..)) = shared.host_read(100, |bytes| read.extend_from_slice(bytes)) {}
+        read
+    }
+
+    #[test]
+    fn pieces_of_any_size_come_out_in_order_up_to_the_bound() {
+        let shared = shared();
+        let mut scratch = Vec::new();
+        for round in 0..5u8 {
+            let mut sent = Vec::new();
+            let mut next = round;
+            // Each time as much as is offered, up to 700 bytes.
+            while let Some(result) = shared.guest_write_from(
+                |target| {
+                    let length = target.remaining_mut().min(700);
+                    for _ in 0..length {
+                        next = next.wrapping_mul(31).wrapping_add(7);
+                        target.put_u8(next);
+                        sent.push(next);
+                    }
+                    Ok(length)
+                },
+                &mut scratch,
+            ) {
+                assert!(result.unwrap() > 0);
+            }
+            assert_eq!(sent.len(), CAPACITY);
+            assert!(!shared.guest_may_write());
+            assert_eq!(read_all(&shared), sent);
+            assert!(shared.guest_may_write());
+        }
+        assert_eq!(scratch.capacity(), 0);
+    }
+
+    /// What the open chunk holds is out of the reader's reach while it is offered to be filled.
+    #[test]
+    fn a_reader_that_looked_while_nothing_came_is_woken() {
+        let shared = shared();
+        shared.guest_write(b"here").unwrap();
+        let source = |_: &mut Target<'_>| {
+            let look = || shared.host_read(4, |_| {});
+            assert!(shared.tx_data.look(look).is_none());
+            would_block()
+        };
+        let before = shared.tx_data.signals();
+        assert!(shared.guest_write_from(source, &mut Vec::new()).is_some());
+        assert_eq!(shared.tx_data.signals(), before + 1);
+        assert_eq!(read_all(&shared), b"here");
+    }
+
+    #[test]
+    fn a_reader_that_goes_meanwhile_leaves_nothing_behind() {
+        let shared = shared();
+        shared.guest_write(b"before").unwrap();
+        let mut scratch = Vec::new();
+        let source = |target: &mut Target<'_>| {
+            shared.host_stop_reading();
+            target.put_slice(b"now");
+            Ok(3)
+        };
+        assert!(shared.guest_write_from(source, &mut scratch).is_some());
+        let source = |target: &mut Target<'_>| {
+            target.put_slice(b"later");
+            Ok(5)
+        };
+        assert!(shared.guest_write_from(source, &mut scratch).is_some());
+        let stats = shared.stats().tx;
+        assert_eq!((stats.queued, stats.discarded), (0, 14));
+    }
+
+    #[test]
+    fn while_quiesced_nothing_waits_and_nothing_comes_from_behind_a_hole() {
+        let shared = shared();
+        let mut scratch = Vec::new();
+        let mut fill = |shared: &ConsoleSharedState| {
+            let source = |target: &mut Target<'_>| {
+                let length = target.remaining_mut().min(1000);
+                target.put_bytes(7, length);
+                Ok(length)
+            };
+            shared.guest_write_from(source, &mut scratch)
+        };
+        while fill(&shared).is_some() {}
+        shared.set_quiesced(true);
+        let mut taken = CAPACITY;
+        while taken < 3 * CAPACITY {
+            taken += fill(&shared).unwrap().unwrap();
+        }
+        assert_eq!(shared.stats().tx.queued as usize, 2 * CAPACITY);
+        assert_eq!(shared.stats().tx.discarded as usize, taken - 2 * CAPACITY);
+        assert_eq!(read_all(&shared), [7; 2 * CAPACITY]);
+        let end = shared.host_read(1, |_| {}).unwrap();
+        assert_eq!(end.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn what_is_shown_counts_until_it_is_consumed() {
+        let shared = shared();
+        let mut sent = bytes::Bytes::from_static(b"four");
+        shared.host_write_bytes(&mut sent).unwrap().unwrap();
+        for _ in 0..2 {
+            let shown = shared.guest_peek(|bytes| {
+                assert_eq!(bytes, b"four");
+                Ok(3)
+            });
+            assert_eq!(shown.unwrap().unwrap(), 3);
+            assert_eq!(shared.stats().rx.queued, 4);
+        }
+        shared.guest_consume(3);
+        assert_eq!(shared.stats().rx.queued, 1);
+        assert!(shared.guest_peek(|_| would_block()).unwrap().is_err());
+        shared.guest_consume(1);
+        assert!(shared.guest_peek(|_| Ok(1)).is_none());
+        shared.host_shut_down();
+        assert!(shared.guest_peek(|_| Ok(1)).is_none());
+        shared.host_hang_up();
+        assert_eq!(shared.guest_peek(|_| Ok(1)).unwrap().unwrap(), 0);
+    }
+}

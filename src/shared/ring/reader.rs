@@ -2,7 +2,6 @@
 
 #![deny(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
-#[allow(dead_code, reason = "for the platforms on which krun does not call")]
 mod peer;
 
 use std::mem;

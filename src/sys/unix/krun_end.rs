@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::backend::AgentConsoleBackend;
+use super::AgentConsoleBackend;
 use crate::error::Error;
 use crate::port::AgentPort;
 use crate::shared::ConsoleSharedState;
@@ -11,7 +11,7 @@ pub(crate) type KrunEnd = AgentConsoleBackend;
 
 /// There are none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct PortOptions;
+pub(crate) struct PortOptions {}
 
 /// The rings end when the guest does.
 pub(crate) type GuestEnd = Arc<ConsoleSharedState>;

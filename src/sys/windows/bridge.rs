@@ -22,7 +22,7 @@ pub(super) use taken::Taken;
 /// the same rings as the [`AgentStream`](crate::AgentStream).
 ///
 /// Most programs never see it: [`AgentPort::attach`] gives the pipe's name to krun, which opens the pipe
-/// when the VM is built, as its client and in this same process. It is public for VMMs that add
+/// when the VM starts, as its client and in this same process. It is public for VMMs that add
 /// their ports in another way ([`into_pipe_name`](Self::into_pipe_name)) and for tests that play
 /// krun's part.
 ///
@@ -61,7 +61,7 @@ pub(super) use taken::Taken;
 /// Those of the table at [`AgentStream`](crate::AgentStream#ends), with what follows from krun's side of a
 /// pipe (read from `msb_krun_devices` 0.1.42, `virtio/console/port_io.rs`).
 ///
-/// - krun opens the pipe when the VM is built and does not say when the guest opens its port. So
+/// - krun opens the pipe when the VM starts and does not say when the guest opens its port. So
 ///   [`guest_opened`](crate::AgentStream::guest_opened) is ready when krun has opened the pipe.
 /// - A pipe's end is an end for both directions. At a hang-up the bridge first writes what the host
 ///   had written, then reads what the guest had written until then, and then closes the pipe. (If the
@@ -74,7 +74,7 @@ pub(super) use taken::Taken;
 ///   is read, discarded and counted.
 /// - A guest that sends an empty descriptor, which no driver does, ends its port: to the reader of a
 ///   pipe this is the end of the file.
-/// - krun holds no more than the pipe's name. If the port was attached and the VM is then never built,
+/// - krun holds no more than the pipe's name. If the port was attached and the VM then never starts,
 ///   the stream is not told, and the bridge waits for krun for as long as its runtime lives.
 #[derive(Debug)]
 #[must_use = "dropping the bridge ends the stream"]

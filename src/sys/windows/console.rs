@@ -12,7 +12,7 @@ use super::client::PipeClient;
 #[derive(Debug)]
 pub(crate) struct Console {
     pipe_name: String,
-    /// krun opens it when the VM is built. Here it is when the workers first start, so that this is
+    /// krun opens it when the VM starts. Here it is when the workers first start, so that this is
     /// when the guest is seen to open its port, as on other platforms.
     pipe: OnceLock<PipeClient>,
     written: AtomicU64,

@@ -73,12 +73,8 @@ impl Wake for TaskWake {
 /// [`gate`](crate::shared)'s protocol.
 pub(super) async fn until<T>(signal: &Signal<TaskWake>, mut look: impl FnMut() -> Option<T>) -> T {
     loop {
-        if let Some(found) = look() {
-            return found;
-        }
         let signalled = signal.wake().signalled();
-        signal.arm();
-        if let Some(found) = look() {
+        if let Some(found) = signal.look(&mut look) {
             return found;
         }
         signalled.await;

@@ -92,16 +92,28 @@ fn current_user() -> io::Result<String> {
     // SAFETY: the SID lies in `buffer`, which lives on, and `text` is writable.
     let converted = unsafe { ConvertSidToStringSidW(user.user.User.Sid, &mut text) };
     succeeded(converted)?;
-    let length = (0..)
-        // SAFETY: the text ends with a zero, and no index beyond it is looked at.
-        .take_while(|&index| unsafe { *text.add(index) } != 0)
-        .count();
-    // SAFETY: that many characters were just read.
-    let characters = unsafe { std::slice::from_raw_parts(text, length) };
-    let sid = String::from_utf16_lossy(characters);
+    // SAFETY: the call wrote it.
+    let sid = unsafe { copy_of(text) };
     // SAFETY: the system allocated it for this, and `sid` is a copy.
     unsafe { LocalFree(text.cast()) };
     Ok(sid)
+}
+
+/// # Safety
+///
+/// `text` is a valid text that ends with a zero.
+unsafe fn copy_of(text: *const u16) -> String {
+    let mut characters = Vec::new();
+    let mut next = text;
+    loop {
+        // SAFETY: the end has not come yet, by the caller's promise.
+        match unsafe { next.read() } {
+            0 => return String::from_utf16_lossy(&characters),
+            character => characters.push(character),
+        }
+        // SAFETY: there is at least the zero after what was not one.
+        next = unsafe { next.add(1) };
+    }
 }
 
 fn process_token() -> io::Result<OwnedHandle> {
@@ -135,23 +147,21 @@ mod tests {
         assert!(user.starts_with("S-1-"), "{user}");
         let only_this_user = OnlyThisUser::new().unwrap();
         let mut text = ptr::null_mut();
-        let mut length = 0;
-        // SAFETY: the descriptor is valid, and both results are writable.
+        // SAFETY: the descriptor is valid, the result is writable, and its length is not asked for.
         let converted = unsafe {
             ConvertSecurityDescriptorToStringSecurityDescriptorW(
                 only_this_user.descriptor,
                 SDDL_REVISION_1,
                 DACL_SECURITY_INFORMATION,
                 &mut text,
-                &mut length,
+                ptr::null_mut(),
             )
         };
         succeeded(converted).unwrap();
-        // SAFETY: that many characters were just written.
-        let characters = unsafe { std::slice::from_raw_parts(text, length as usize) };
-        let found = String::from_utf16_lossy(characters);
+        // SAFETY: the call wrote it.
+        let found = unsafe { copy_of(text) };
         // SAFETY: the system allocated it for this, and `found` is a copy.
         unsafe { LocalFree(text.cast()) };
-        assert_eq!(found.trim_end_matches('\0'), format!("D:P(A;;GA;;;{user})"));
+        assert_eq!(found, format!("D:P(A;;GA;;;{user})"));
     }
 }
