@@ -25,8 +25,9 @@ pin_project_lite::pin_project! {
     /// of it, is dropped, its bytes count against the [capacity](crate::Options::capacity). So
     /// holding chunks does not make the ring grow; but the guest waits when less is left than it
     /// sends at once (a Linux guest: up to 32 KiB), so a message that may be as large as the capacity
-    /// must be copied out as it comes. Less than half a chunk is copied instead: such bytes are the
-    /// holder's own. What is held therefore takes at most twice the memory that is counted.
+    /// must be copied out as it comes. Less than half a chunk (of 64 KiB, in a stream of 512 KiB or more) is
+    /// copied instead: such bytes are the holder's own. Either way an item costs one allocation, that of
+    /// its handle or of the copy. What is held therefore takes at most twice the memory that is counted.
     ///
     /// After an error the stream ends.
     ///

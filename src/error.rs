@@ -11,6 +11,7 @@ use std::io;
 /// | --- | --- |
 /// | [`Capacity`](Error::Capacity) | [`InvalidInput`](io::ErrorKind::InvalidInput) |
 /// | [`NoRuntime`](Error::NoRuntime) | [`Other`](io::ErrorKind::Other) |
+/// | [`PipeInUse`](Error::PipeInUse) | [`AddrInUse`](io::ErrorKind::AddrInUse) |
 /// | [`Os`](Error::Os) | that of the system's error |
 /// | [`ShutDown`](Error::ShutDown), [`GuestGone`](Error::GuestGone) | [`BrokenPipe`](io::ErrorKind::BrokenPipe) |
 /// | [`CutOff`](Error::CutOff) | [`UnexpectedEof`](io::ErrorKind::UnexpectedEof) |
@@ -34,8 +35,16 @@ pub enum Error {
     /// There is no tokio runtime here to register the stream with.
     #[error("no tokio runtime here: create the stream inside one, or under `Handle::enter`")]
     NoRuntime,
-    /// The system refused a descriptor or its registration.
-    #[error("the system refused a wake descriptor")]
+    /// The pipe's name is taken: only on Windows, where the port is a named pipe.
+    #[error(
+        "the pipe {name} is in use: choose another name, or none for one that cannot be guessed"
+    )]
+    PipeInUse {
+        /// The pipe's name.
+        name: String,
+    },
+    /// The system refused a descriptor, a pipe or a registration.
+    #[error("the system refused a descriptor or a pipe")]
     Os(#[from] io::Error),
     /// The stream was written to after its own side had ended writing.
     #[error("the stream was shut down or hung up by this side: write before that, not after")]
@@ -57,6 +66,7 @@ impl From<Error> for io::Error {
         let kind = match error {
             Error::Capacity { .. } => io::ErrorKind::InvalidInput,
             Error::NoRuntime => io::ErrorKind::Other,
+            Error::PipeInUse { .. } => io::ErrorKind::AddrInUse,
             // As it is: it has the system's own number.
             Error::Os(source) => return source,
             Error::ShutDown | Error::GuestGone => io::ErrorKind::BrokenPipe,

@@ -45,7 +45,13 @@ use std::thread;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::port::{AgentPort, PortHandle};
-use crate::sys::{AgentConsoleBackend, Workers};
+#[allow(
+    unused_imports,
+    unreachable_pub,
+    reason = "on some platforms there are none"
+)]
+pub use crate::sys::guest_exports::*;
+use crate::sys::{Console, Workers};
 pub(crate) use virtqueue::Virtqueues;
 
 /// A running VM with one port.
@@ -69,7 +75,7 @@ impl Guest {
         Self {
             machine: Arc::new(Machine {
                 handle,
-                backend: Mutex::new(Some(Arc::new(port.into_backend()))),
+                console: Mutex::new(Some(Arc::new(Console::plug(port.into_krun_end())))),
                 workers: Mutex::new(Run::Unopened),
                 virtqueues: Arc::new(Virtqueues::new()),
             }),
@@ -86,8 +92,8 @@ impl Guest {
     /// [`ResourceBusy`](io::ErrorKind::ResourceBusy) if it is open, and
     /// [`NotConnected`](io::ErrorKind::NotConnected) after [`power_off`](Self::power_off).
     pub fn open(&self) -> io::Result<GuestPort> {
-        let backend = self.machine.backend();
-        let Some(backend) = backend.as_ref() else {
+        let console = self.machine.console();
+        let Some(console) = console.as_ref() else {
             return Err(io::ErrorKind::NotConnected.into());
         };
         if !self.machine.virtqueues.open() {
@@ -98,7 +104,7 @@ impl Guest {
         };
         let mut workers = self.machine.workers();
         if matches!(*workers, Run::Unopened) {
-            *workers = Run::Running(Workers::start(backend, &self.machine.virtqueues)?);
+            *workers = Run::Running(Workers::start(console, &self.machine.virtqueues)?);
         }
         Ok(port)
     }
@@ -140,13 +146,13 @@ impl Guest {
     /// If a thread or a descriptor is refused; [`NotConnected`](io::ErrorKind::NotConnected) after
     /// [`power_off`](Self::power_off).
     pub fn resume(&self) -> io::Result<()> {
-        let backend = self.machine.backend();
-        let Some(backend) = backend.as_ref() else {
+        let console = self.machine.console();
+        let Some(console) = console.as_ref() else {
             return Err(io::ErrorKind::NotConnected.into());
         };
         let mut workers = self.machine.workers();
         if matches!(*workers, Run::Paused) {
-            *workers = Run::Running(Workers::start(backend, &self.machine.virtqueues)?);
+            *workers = Run::Running(Workers::start(console, &self.machine.virtqueues)?);
         }
         Ok(())
     }
@@ -160,7 +166,7 @@ impl Guest {
     pub async fn power_off(self) {
         self.pause().await;
         self.machine.virtqueues.power_off();
-        self.machine.backend().take();
+        self.machine.console().take();
     }
 }
 
@@ -168,7 +174,7 @@ impl Guest {
 struct Machine {
     handle: PortHandle,
     /// Gone with the power.
-    backend: Mutex<Option<Arc<AgentConsoleBackend>>>,
+    console: Mutex<Option<Arc<Console>>>,
     workers: Mutex<Run>,
     virtqueues: Arc<Virtqueues>,
 }
@@ -184,8 +190,8 @@ enum Run {
 }
 
 impl Machine {
-    fn backend(&self) -> MutexGuard<'_, Option<Arc<AgentConsoleBackend>>> {
-        self.backend.lock().unwrap_or_else(PoisonError::into_inner)
+    fn console(&self) -> MutexGuard<'_, Option<Arc<Console>>> {
+        self.console.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn workers(&self) -> MutexGuard<'_, Run> {

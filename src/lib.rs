@@ -44,8 +44,12 @@
 //! the other while that is at its bytes. A side that finds nothing to do arms a wake and sleeps; the
 //! other pays for a wake only then. There is no timer and no polling.
 //!
+//! On Windows krun opens a named pipe instead, and a task carries the bytes between it and the same
+//! rings.
+//!
 //! How the channel ends, from either side, is a table in [`AgentStream`]'s documentation. What
-//! krun's threads demand is listed at [`AgentConsoleBackend`].
+//! krun's threads demand, and how it is met, is listed in the documentation of krun's end of the
+//! port: `AgentConsoleBackend` on Linux and macOS, `AgentConsolePipeBridge` on Windows.
 //!
 //! # Features
 //!
@@ -58,13 +62,15 @@
 //!
 //! # Platforms
 //!
-//! Linux; macOS is type-checked only. Windows is planned.
+//! Linux. macOS is type-checked only. Windows is tested under Wine, with krun's own end of the pipe, but
+//! without a VM and not on Windows itself.
 //!
 //! # Security
 //!
 //! The guest is not trusted. Whatever it sends, its cost in memory is bounded
 //! ([`Options::capacity`]), no call of it panics, and no byte of an earlier message is ever shown
-//! in a later one. Descriptors are close-on-exec.
+//! in a later one. Descriptors are close-on-exec. On Windows the pipe lets in this process
+//! alone.
 
 #![warn(missing_docs, unreachable_pub)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
@@ -93,4 +99,4 @@ pub use port::{AgentPort, PortHandle};
 pub use split::{OwnedReadHalf, OwnedWriteHalf, ReadHalf, ReuniteError, WriteHalf};
 pub use stats::{RingStats, Stats};
 pub use stream::AgentStream;
-pub use sys::AgentConsoleBackend;
+pub use sys::exports::*;

@@ -69,6 +69,9 @@ macro_rules! read_methods {
         /// port for the first time, so this is the first call of one of them; what was written
         /// before is kept. Whether the port is still open cannot be seen.
         ///
+        /// On Windows there is nothing to see but that krun has opened the pipe, which it does when
+        /// the VM starts.
+        ///
         /// # Errors
         ///
         /// [`BrokenPipe`](std::io::ErrorKind::BrokenPipe) if the guest has gone without opening

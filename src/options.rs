@@ -3,10 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::runtime::Handle;
+
 use crate::error::Error;
 use crate::port::AgentPort;
 use crate::shared::ConsoleSharedState;
 use crate::stream::AgentStream;
+use crate::sys::PortOptions;
 
 /// Options for an [`AgentStream`] and its [`AgentPort`].
 ///
@@ -25,6 +28,7 @@ pub struct Options {
     pub(crate) capacity: usize,
     pub(crate) hang_up_on_drop: bool,
     pub(crate) busy_poll: Duration,
+    pub(crate) port: PortOptions,
 }
 
 impl Options {
@@ -44,6 +48,7 @@ impl Options {
             capacity: Self::DEFAULT_CAPACITY,
             hang_up_on_drop: true,
             busy_poll: Duration::ZERO,
+            port: PortOptions::default(),
         }
     }
 
@@ -97,7 +102,8 @@ impl Options {
     ///
     /// - [`Error::Capacity`] if the capacity is out of its bounds.
     /// - [`Error::NoRuntime`] outside a tokio runtime.
-    /// - [`Error::Os`] if the system gives no descriptor; nothing is left behind.
+    /// - [`Error::PipeInUse`] on Windows, if the pipe's name was chosen and is taken.
+    /// - [`Error::Os`] if the system gives no descriptor or pipe; nothing is left behind.
     ///
     /// # Panics
     ///
@@ -105,12 +111,27 @@ impl Options {
     #[track_caller]
     pub fn create(&self) -> Result<(AgentStream, AgentPort), Error> {
         self.validate()?;
-        if tokio::runtime::Handle::try_current().is_err() {
+        if Handle::try_current().is_err() {
             return Err(Error::NoRuntime);
         }
         let shared = Arc::new(ConsoleSharedState::new(self.capacity, self.busy_poll)?);
         let stream = AgentStream::register(Arc::clone(&shared), self.hang_up_on_drop)?;
-        Ok((stream, AgentPort::new(shared)))
+        Ok((stream, AgentPort::create(shared, &self.port)?))
+    }
+
+    /// The same on a runtime of the caller's, from wherever it is called.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`create`](Self::create), but for [`Error::NoRuntime`].
+    ///
+    /// # Panics
+    ///
+    /// If the runtime has no I/O driver.
+    #[track_caller]
+    pub fn create_on(&self, runtime: &Handle) -> Result<(AgentStream, AgentPort), Error> {
+        let _entered = runtime.enter();
+        self.create()
     }
 
     fn validate(&self) -> Result<(), Error> {

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::error::Error;
 use crate::shared::ConsoleSharedState;
 use crate::stats::Stats;
-use crate::sys::AgentConsoleBackend;
+use crate::sys::{GuestEnd, KrunEnd, PortOptions};
 
 /// The other end of an [`AgentStream`](crate::AgentStream), to be attached to a VM.
 ///
@@ -16,15 +17,23 @@ use crate::sys::AgentConsoleBackend;
 #[must_use = "dropping the port ends the stream"]
 pub struct AgentPort {
     shared: Arc<ConsoleSharedState>,
-    backend: AgentConsoleBackend,
+    krun_end: KrunEnd,
 }
 
 impl AgentPort {
-    pub(crate) fn new(shared: Arc<ConsoleSharedState>) -> Self {
-        Self {
-            backend: AgentConsoleBackend::new(Arc::clone(&shared)),
+    #[track_caller]
+    pub(crate) fn create(
+        shared: Arc<ConsoleSharedState>,
+        options: &PortOptions,
+    ) -> Result<Self, Error> {
+        Ok(Self {
+            krun_end: KrunEnd::create(&shared, options)?,
             shared,
-        }
+        })
+    }
+
+    pub(crate) fn into_krun_end(self) -> KrunEnd {
+        self.krun_end
     }
 
     /// Adds the port to a VM's console under `name`, which the guest finds in
@@ -46,15 +55,7 @@ impl AgentPort {
     #[cfg(feature = "msb_krun")]
     #[cfg_attr(docsrs, doc(cfg(feature = "msb_krun")))]
     pub fn attach(self, console: msb_krun::ConsoleBuilder, name: &str) -> msb_krun::ConsoleBuilder {
-        console.custom(name, Box::new(self.backend))
-    }
-
-    /// krun's end alone, for a VM that adds its ports in another way than
-    /// [`attach`](Self::attach), such as with
-    /// [`custom_with_options`](msb_krun::ConsoleBuilder::custom_with_options).
-    #[must_use = "dropping the backend ends the stream"]
-    pub fn into_backend(self) -> AgentConsoleBackend {
-        self.backend
+        self.krun_end.attach(console, name)
     }
 
     /// A handle to the port that outlives its being attached.
@@ -107,7 +108,7 @@ impl AgentPort {
     /// ```
     #[must_use = "the hook does nothing until `VmBuilder::on_exit` has it"]
     pub fn exit_hook(&self, limit: Duration) -> impl Fn(i32) + Send + Sync + use<> + 'static {
-        exit_hook_for(vec![Arc::clone(&self.shared)], limit)
+        exit_hook_for(vec![self.krun_end.guest_end()], limit)
     }
 
     /// One [exit hook](Self::exit_hook) for several ports of a VM: all their streams end at once,
@@ -120,15 +121,12 @@ impl AgentPort {
         ports: impl IntoIterator<Item = &'a Self>,
         limit: Duration,
     ) -> impl Fn(i32) + Send + Sync + 'static {
-        let ports = ports.into_iter().map(|port| Arc::clone(&port.shared));
+        let ports = ports.into_iter().map(|port| port.krun_end.guest_end());
         exit_hook_for(ports.collect(), limit)
     }
 }
 
-fn exit_hook_for(
-    ports: Vec<Arc<ConsoleSharedState>>,
-    limit: Duration,
-) -> impl Fn(i32) + Send + Sync + 'static {
+fn exit_hook_for(ports: Vec<GuestEnd>, limit: Duration) -> impl Fn(i32) + Send + Sync + 'static {
     move |_exit_code| {
         let began = Instant::now();
         for port in &ports {
@@ -163,7 +161,7 @@ impl PortHandle {
     /// the stream reads up to there, and then fails with
     /// [`UnexpectedEof`](std::io::ErrorKind::UnexpectedEof). A VM whose vCPUs are paused first has at most what is left in
     /// its queue to write: with krun's default queue of 32 descriptors and the default capacity of
-    /// 1 MiB, a Linux guest's bytes all find room, and nothing is lost.
+    /// 4 MiB, a Linux guest's bytes all find room, and nothing is lost.
     pub fn quiesce(&self) {
         self.shared.set_quiesced(true);
     }

@@ -18,7 +18,7 @@ use crate::split::{self, OwnedReadHalf, OwnedWriteHalf, ReadHalf, WriteHalf};
 /// A stream of bytes to and from the agent in a microVM.
 ///
 /// It is made together with the [`AgentPort`] that is attached to the VM, and is used like tokio's
-/// [`UnixStream`](tokio::net::UnixStream). Both directions are bounded by
+/// [`UnixStream`]. Both directions are bounded by
 /// [`Options::capacity`]: a write waits while the guest has not taken enough of what was written
 /// before, and the guest's writes wait while the stream is not read.
 ///
@@ -31,6 +31,9 @@ use crate::split::{self, OwnedReadHalf, OwnedWriteHalf, ReadHalf, WriteHalf};
 /// | dropped | – | as with `hang_up` (unless [turned off](Options::hang_up_on_drop)); what it writes is discarded and [counted](crate::RingStats::discarded) |
 /// | the guest powers off | reads what is left, then the end of the file; writes fail with `BrokenPipe` | – |
 /// | the VM or the port is dropped | the same | – |
+///
+/// On Windows the port is a pipe, which has one end for both directions: after a hang-up the reads
+/// end, too, once all that the guest had written before was read.
 ///
 /// The first case needs the port's [exit hook](AgentPort::exit_hook). A guest that closes its port
 /// is not seen here: krun does not tell.
@@ -83,7 +86,7 @@ use crate::split::{self, OwnedReadHalf, OwnedWriteHalf, ReadHalf, WriteHalf};
 /// | `disconnect` (`NamedPipeServer`) | [`hang_up`](Self::hang_up), for good |
 /// | – | [`drained`](Self::drained), [`guest_opened`](Self::guest_opened), [`stats`](Self::stats), and [`Chunks`](crate::Chunks) |
 ///
-/// [`UnixStream`]: tokio::net::UnixStream
+/// [`UnixStream`]: https://docs.rs/tokio/1/tokio/net/struct.UnixStream.html
 /// [`NamedPipeServer`]: https://docs.rs/tokio/1/x86_64-pc-windows-msvc/tokio/net/windows/named_pipe/struct.NamedPipeServer.html
 /// [`copy_bidirectional`]: https://docs.rs/tokio/1/tokio/io/fn.copy_bidirectional.html
 ///

@@ -1,6 +1,8 @@
 //! One test for each rule of krun's threads, by the numbers in `AgentConsoleBackend`'s
 //! documentation. The tests play krun: they call the backend as its workers do.
 
+#![cfg(unix)] // krun calls a backend only there
+
 mod common;
 
 use std::io;

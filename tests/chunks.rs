@@ -5,7 +5,7 @@ mod common;
 use std::io;
 
 use bytes::Bytes;
-use common::{SMALL, asleep, fill, is_would_block, pair, pattern, watchdog};
+use common::{SMALL, asleep, backend, fill, is_would_block, pair, pattern, watchdog};
 use futures::{SinkExt, StreamExt};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio_krun::guest::Guest;
@@ -393,7 +393,7 @@ async fn start_send_out_of_turn_panics_and_drops_no_item_silently() {
 async fn after_an_error_the_chunk_stream_ends() {
     let (stream, port) = Options::new().capacity(SMALL).create().unwrap();
     port.handle().quiesce();
-    let backend = port.into_backend();
+    let backend = backend(port);
     backend.write(&vec![1; 2 * SMALL + 1]).unwrap();
     let mut chunks = Chunks::new(stream);
     let mut received = 0;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use common::{SMALL, pair, pattern, watchdog};
+use common::{SMALL, backend, pair, pattern, watchdog};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_krun::guest::Guest;
 use tokio_krun::{AgentPort, AgentStream, Options};
@@ -186,7 +186,7 @@ async fn the_exit_hook_holds_the_end_back_until_the_stream_is_dropped() {
     watchdog(async {
         let (mut stream, port) = AgentStream::new().unwrap();
         let hook = port.exit_hook(Duration::MAX);
-        let backend = Arc::new(port.into_backend());
+        let backend = Arc::new(backend(port));
         let sent = pattern(300_000);
         backend.write(&sent).unwrap();
         let krun = thread::spawn({

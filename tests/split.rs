@@ -167,7 +167,13 @@ async fn a_write_half_hangs_up() {
             write.try_write(b"x").unwrap_err().kind(),
             io::ErrorKind::BrokenPipe
         );
-        assert!(is_would_block(&read.try_read(&mut [0; 8])));
+        let read = read.try_read(&mut [0; 8]);
+        if cfg!(windows) {
+            // A pipe has one end for both directions.
+            assert_eq!(read.unwrap(), 0);
+        } else {
+            assert!(is_would_block(&read));
+        }
     })
     .await;
 }

@@ -4,19 +4,18 @@ mod common;
 
 use std::future::pending;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use common::{SMALL, fill, pair, pattern, watchdog};
+use common::{Backend, SMALL, backend, fill, pair, pattern, watchdog};
 use futures::{SinkExt, StreamExt};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, Interest};
 use tokio_krun::guest::{Guest, GuestPort};
 use tokio_krun::{
-    AgentConsoleBackend, AgentPort, AgentStream, Chunks, Error, Options, OwnedReadHalf,
-    OwnedWriteHalf, PortHandle, ReadHalf, ReuniteError, RingStats, Stats, WriteHalf,
+    AgentPort, AgentStream, Chunks, Error, Options, OwnedReadHalf, OwnedWriteHalf, PortHandle,
+    ReadHalf, ReuniteError, RingStats, Stats, WriteHalf,
 };
 use tokio_test::{assert_pending, assert_ready, assert_ready_ok};
 use tokio_util::codec::{Framed, LengthDelimitedCodec};
@@ -35,7 +34,7 @@ const _: () = {
     assert_auto::<Chunks<&mut OwnedReadHalf>>();
     assert_auto_and_static::<AgentPort>();
     assert_auto_and_static::<PortHandle>();
-    assert_auto_and_static::<AgentConsoleBackend>();
+    assert_auto_and_static::<Backend>();
     assert_auto_and_static::<Options>();
     assert_auto_and_static::<Stats>();
     assert_auto_and_static::<RingStats>();
@@ -240,7 +239,7 @@ async fn a_write_takes_what_there_is_room_for() {
 async fn a_million_small_writes_fill_the_bytes_and_not_the_slots() {
     const WRITES: usize = 1_000_000;
     let (mut stream, port) = Options::new().capacity(16 * WRITES).create().unwrap();
-    let backend = port.into_backend();
+    let backend = backend(port);
     for _ in 0..WRITES {
         assert_eq!(backend.write(&[7; 16]).unwrap(), 16);
     }
@@ -354,7 +353,7 @@ async fn each_valid_size_holds_its_capacity() {
     // With chunks of an eighth, of a bit more, and of the usual size.
     for capacity in [SMALL, SMALL + 1, 100_003, 1_000_003] {
         let (mut stream, port) = Options::new().capacity(capacity).create().unwrap();
-        let backend = port.into_backend();
+        let backend = backend(port);
         let sent = pattern(capacity);
         for round in 0..3 {
             stream.write_all(&sent).await.unwrap();
@@ -379,13 +378,28 @@ fn outside_a_runtime_there_is_a_clear_error() {
 }
 
 #[test]
+fn a_stream_is_created_on_a_runtime_from_outside() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .build()
+        .unwrap();
+    let (mut stream, port) = Options::new().create_on(runtime.handle()).unwrap();
+    let guest = Guest::boot(port);
+    let mut agent = guest.open().unwrap();
+    runtime.block_on(watchdog(async {
+        agent.write_all(b"x").await.unwrap();
+        assert_eq!(stream.read_u8().await.unwrap(), b'x');
+    }));
+}
+
+#[test]
 fn a_stream_that_outlives_its_runtime_fails_and_does_not_hang() {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .build()
         .unwrap();
     let (mut stream, port) = runtime.block_on(async { AgentStream::new() }).unwrap();
-    let backend = port.into_backend();
+    let backend = backend(port);
     backend.write(b"x").unwrap();
     drop(runtime);
     // What is in the ring needs no runtime; waiting does.
@@ -408,8 +422,11 @@ async fn dropping_the_stream_in_a_waiting_task_frees_it() {
     assert_eq!(backend.read(&mut [0; 8]).unwrap(), 0);
 }
 
+#[cfg(unix)] // there are no descriptors on Windows
 #[tokio::test]
 async fn descriptors_are_close_on_exec() {
+    use std::os::fd::{AsFd, BorrowedFd};
+
     let (_stream, backend) = pair();
     // SAFETY: the backend owns the descriptor and outlives this borrow.
     let wake = unsafe { BorrowedFd::borrow_raw(backend.read_wake_fd()) };
@@ -419,6 +436,7 @@ async fn descriptors_are_close_on_exec() {
     assert!(mode.contains(rustix::fs::OFlags::NONBLOCK));
 }
 
+#[cfg(target_os = "linux")] // counts them in /proc
 #[tokio::test]
 async fn an_idle_stream_has_three_descriptors_and_returns_them() {
     let count = || std::fs::read_dir("/proc/self/fd").unwrap().count();

@@ -2,6 +2,8 @@
 
 #![deny(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
+mod peer;
+
 use std::io::IoSlice;
 use std::mem;
 
@@ -92,6 +94,11 @@ impl ConsoleSharedState {
         self.trace.lifecycle("the guest has gone");
         self.tx_ring.close();
         self.tx_data.notify_after_fence();
+        self.end_rx();
+    }
+
+    /// The guest reads no more.
+    fn end_rx(&self) {
         self.rx_ring.abandon();
         self.rx_room.notify();
         self.rx_room.notify_also(&self.drain_gate, || true);

@@ -9,17 +9,30 @@
 
 mod backend;
 mod host_wait;
+mod krun_end;
 mod thread_wake;
 mod wake_pipe;
 #[cfg(feature = "test-util")]
 mod workers;
 
-pub use backend::AgentConsoleBackend;
+use backend::AgentConsoleBackend;
 pub(crate) use host_wait::HostWait;
+#[cfg(feature = "test-util")]
+pub(crate) use krun_end::Console;
+pub(crate) use krun_end::{GuestEnd, KrunEnd, PortOptions};
 use thread_wake::ThreadWake;
 use wake_pipe::WakePipe;
 #[cfg(feature = "test-util")]
 pub(crate) use workers::Workers;
+
+/// What the crate exports here and nowhere else.
+pub(crate) mod exports {
+    pub use super::backend::AgentConsoleBackend;
+}
+
+/// What the module `guest` exports here and nowhere else.
+#[cfg(feature = "test-util")]
+pub(crate) mod guest_exports {}
 
 pub(crate) type TxData = WakePipe;
 pub(crate) type TxRoom = ThreadWake;

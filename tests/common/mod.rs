@@ -8,15 +8,31 @@ use std::sync::mpsc;
 use std::time::Duration;
 use std::{process, thread};
 
-use tokio_krun::{AgentConsoleBackend, AgentStream, Options};
+use tokio_krun::{AgentPort, AgentStream, Options};
 
 /// The least capacity, in a few chunks: quick to fill.
 pub(crate) const SMALL: usize = Options::MIN_CAPACITY;
 
+/// krun's end, or the guest's end of the rings where krun has no end that can be called.
+#[cfg(unix)]
+pub(crate) use tokio_krun::AgentConsoleBackend as Backend;
+#[cfg(windows)]
+pub(crate) use tokio_krun::guest::RingEnd as Backend;
+
+#[cfg(unix)]
+pub(crate) fn backend(port: AgentPort) -> Backend {
+    port.into_backend()
+}
+
+#[cfg(windows)]
+pub(crate) fn backend(port: AgentPort) -> Backend {
+    Backend::new(port)
+}
+
 /// A stream and krun's end of it, with no worker: the test plays krun.
-pub(crate) fn pair() -> (AgentStream, AgentConsoleBackend) {
+pub(crate) fn pair() -> (AgentStream, Backend) {
     let (stream, port) = Options::new().capacity(SMALL).create().unwrap();
-    (stream, port.into_backend())
+    (stream, backend(port))
 }
 
 /// Ends the process if a test hangs: a lost wake is a failure, not a night at the machine. From a
@@ -58,7 +74,7 @@ pub(crate) fn is_would_block<T>(result: &io::Result<T>) -> bool {
 
 /// Writes from the guest until the ring is full, and says how much fitted. The host must be there:
 /// when it has gone the ring is never full.
-pub(crate) fn fill(backend: &AgentConsoleBackend) -> usize {
+pub(crate) fn fill(backend: &Backend) -> usize {
     let mut filled = 0;
     while let Ok(written) = backend.write(&[7; 1024]) {
         filled += written;
@@ -84,4 +100,12 @@ pub(crate) fn asleep<T: Send + 'static>(
         thread::yield_now();
     }
     handle
+}
+
+/// Elsewhere a thread cannot be seen to sleep.
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn asleep<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> thread::JoinHandle<T> {
+    thread::spawn(work)
 }

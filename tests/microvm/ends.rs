@@ -11,9 +11,9 @@ use tokio_krun::{AgentPort, AgentStream, Options};
 use tokio_test::{assert_pending, assert_ready_ok, task};
 use tokio_util::codec::{Framed, LinesCodec};
 
-use crate::pattern::{FROM_GUEST, FROM_HOST};
-use crate::scenarios::{MIB, Scenario, generate};
-use crate::vm::Vm;
+use super::pattern::{FROM_GUEST, FROM_HOST};
+use super::scenarios::{MIB, Scenario, generate};
+use super::vm::Vm;
 
 pub(crate) const ALL: &[(&str, Scenario)] = &[
     ("shutdown_tells_the_guest_nothing", || Box::pin(shutdown())),

@@ -15,8 +15,8 @@ use tokio::task::JoinHandle;
 use tokio_krun::{AgentStream, Options, OwnedReadHalf, OwnedWriteHalf};
 use tokio_util::codec::{Framed, LengthDelimitedCodec};
 
-use crate::pattern::{FROM_GUEST, FROM_HOST, Pattern};
-use crate::vm::{Calls, Vm};
+use super::pattern::{FROM_GUEST, FROM_HOST, Pattern};
+use super::vm::{Calls, Vm};
 
 pub(crate) type Scenario = fn() -> Pin<Box<dyn Future<Output = ()>>>;
 

@@ -2,6 +2,8 @@
 
 #![deny(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
+mod peer;
+
 use std::mem;
 use std::panic::{self, AssertUnwindSafe};
 

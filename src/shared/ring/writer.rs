@@ -2,6 +2,8 @@
 
 #![deny(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
+mod peer;
+
 use std::io::IoSlice;
 use std::mem;
 
@@ -166,7 +168,10 @@ impl Ring {
             let (mut source, _) = source.split_at(source.len().min(left));
             left = left.saturating_sub(source.len());
             while !source.is_empty() {
-                let open = self.open(writer);
+                if writer.open.is_empty() {
+                    self.begin_chunk();
+                }
+                let open = self.storage(writer);
                 let space = self.pool.chunk_size().saturating_sub(open.len());
                 let (now, later) = source.split_at(space.min(source.len()));
                 open.extend_from_slice(now);
@@ -179,10 +184,7 @@ impl Ring {
     }
 
     /// The open chunk, to be appended to.
-    fn open<'a>(&self, writer: &'a mut Writer) -> &'a mut Vec<u8> {
-        if writer.open.is_empty() {
-            self.begin_chunk();
-        }
+    fn storage<'a>(&self, writer: &'a mut Writer) -> &'a mut Vec<u8> {
         if writer.open.capacity() == 0 {
             writer.open = self.pool.take();
         }

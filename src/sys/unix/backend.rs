@@ -62,7 +62,7 @@ const EMPTY_WRITE: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 #[must_use = "dropping the backend ends the stream"]
 pub struct AgentConsoleBackend {
-    shared: Arc<ConsoleSharedState>,
+    pub(super) shared: Arc<ConsoleSharedState>,
     /// Whether a `read` has given data since krun last waited. Only the RX thread uses it.
     gave_data: AtomicBool,
     /// Whether the signals so far were taken since krun last waited. Only the RX thread uses it.

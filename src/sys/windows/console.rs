@@ -1,0 +1,76 @@
+//! The port as krun's workers hold it, for the in-process guest.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use super::KrunEnd;
+use super::bridge::{GuestEnd, Taken};
+use super::client::PipeClient;
+
+/// Dropping it closes krun's end of the pipe, and ends the guest.
+#[derive(Debug)]
+pub(crate) struct Console {
+    pipe_name: String,
+    /// krun opens it when the VM starts. Here it is when the workers first start, so that this is
+    /// when the guest is seen to open its port, as on other platforms.
+    pipe: OnceLock<PipeClient>,
+    written: AtomicU64,
+    taken: Arc<Taken>,
+    end: GuestEnd,
+}
+
+impl Console {
+    pub(crate) fn plug(end: KrunEnd) -> Self {
+        Self {
+            taken: end.taken(),
+            end: end.guest_end(),
+            pipe_name: end.into_pipe_name(),
+            pipe: OnceLock::new(),
+            written: AtomicU64::new(0),
+        }
+    }
+
+    /// Called by one thread at a time.
+    pub(super) fn open(&self) -> io::Result<()> {
+        if self.pipe.get().is_none() {
+            let _ = self.pipe.set(PipeClient::open(&self.pipe_name)?);
+        }
+        Ok(())
+    }
+
+    pub(super) fn read(&self, target: &mut [u8]) -> io::Result<usize> {
+        self.pipe().read(target)
+    }
+
+    pub(super) fn wait_until_readable(&self, stop: &AtomicBool) {
+        self.pipe().wait_until_readable(stop);
+    }
+
+    pub(super) fn wake_reader(&self) {
+        self.pipe().wake_reader();
+    }
+
+    pub(super) fn write(&self, source: &[u8]) -> io::Result<()> {
+        self.pipe().write(source)?;
+        self.written
+            .fetch_add(source.len() as u64, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Waits until the bridge has taken from the pipe what was written to it.
+    pub(super) fn wait_until_taken(&self) {
+        self.taken.wait_for(self.written.load(Ordering::Relaxed));
+    }
+
+    fn pipe(&self) -> &PipeClient {
+        self.pipe.get().expect("the workers start after it is open")
+    }
+}
+
+impl Drop for Console {
+    fn drop(&mut self) {
+        drop(self.pipe.take());
+        self.end.guest_end();
+    }
+}

@@ -1,0 +1,170 @@
+//! krun's two worker threads, played for the in-process guest.
+//!
+//! Each function follows the one of its name in `msb_krun_devices` 0.1.42,
+//! `virtio/console/{process_rx,process_tx,port}.rs`, but where it says so.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use tokio::sync::oneshot;
+
+use super::Console;
+use crate::guest::Virtqueues;
+
+/// Dropping it tells both threads to end and does not wait for them.
+#[derive(Debug)]
+pub(crate) struct Workers {
+    stop: Arc<AtomicBool>,
+    console: Arc<Console>,
+    rx: Worker,
+    tx: Worker,
+}
+
+#[derive(Debug)]
+struct Worker {
+    thread: thread::Thread,
+    /// Dropped by the thread when it ends; a value says that it did not panic.
+    ended: Option<oneshot::Receiver<()>>,
+}
+
+impl Workers {
+    pub(crate) fn start(console: &Arc<Console>, virtqueues: &Arc<Virtqueues>) -> io::Result<Self> {
+        console.open()?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let worker = |name, work: fn(&Console, &Virtqueues, &AtomicBool)| {
+            let (console, virtqueues) = (Arc::clone(console), Arc::clone(virtqueues));
+            let stop = Arc::clone(&stop);
+            Worker::start(name, move || work(&console, &virtqueues, &stop))
+        };
+        let rx = worker("krun-rx", process_rx)?;
+        let tx = worker("krun-tx", process_tx)?;
+        virtqueues.set_threads(rx.thread.clone(), tx.thread.clone());
+        // They may have looked before they could be found.
+        rx.thread.unpark();
+        tx.thread.unpark();
+        Ok(Self {
+            stop,
+            console: Arc::clone(console),
+            rx,
+            tx,
+        })
+    }
+
+    pub(crate) fn have_panicked(&mut self) -> bool {
+        self.rx.has_panicked() || self.tx.has_panicked()
+    }
+
+    /// Ends both threads and waits for them, in krun's order (`Port::quiesce`).
+    pub(crate) async fn stop(mut self) {
+        self.stop.store(true, Ordering::Release);
+        self.tx.end().await;
+        self.console.wake_reader();
+        self.rx.end().await;
+    }
+}
+
+impl Drop for Workers {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        self.console.wake_reader();
+        self.tx.thread.unpark();
+        self.rx.thread.unpark();
+    }
+}
+
+impl Worker {
+    fn start(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<Self> {
+        let (end, ended) = oneshot::channel();
+        let thread = thread::Builder::new().name(name.into()).spawn(move || {
+            work();
+            let _ = end.send(());
+        })?;
+        Ok(Self {
+            thread: thread.thread().clone(),
+            ended: Some(ended),
+        })
+    }
+
+    fn has_panicked(&mut self) -> bool {
+        let ended = self.ended.as_mut().map(oneshot::Receiver::try_recv);
+        matches!(ended, Some(Err(oneshot::error::TryRecvError::Closed)))
+    }
+
+    async fn end(&mut self) {
+        self.thread.unpark();
+        if let Some(ended) = self.ended.take() {
+            ended.await.expect("a worker of the guest has panicked");
+        }
+    }
+}
+
+fn process_rx(console: &Console, virtqueues: &Virtqueues, stop: &AtomicBool) {
+    loop {
+        let mut buffer = loop {
+            if stop.load(Ordering::Acquire) {
+                return;
+            }
+            if let Some(buffer) = virtqueues.pop_rx() {
+                break buffer;
+            }
+            virtqueues.signal_used_queue();
+            thread::park();
+        };
+        let (filled, end) = read_to_desc(console, &mut buffer);
+        if filled > 0 {
+            buffer.truncate(filled);
+            virtqueues.complete_rx(buffer);
+        }
+        if end {
+            // krun completes the last descriptor twice if the end follows its bytes at once, and no
+            // server of a pipe can help that.
+            virtqueues.close_host();
+            return;
+        }
+        if filled == 0 {
+            virtqueues.signal_used_queue();
+            console.wait_until_readable(stop);
+        }
+    }
+}
+
+fn read_to_desc(console: &Console, buffer: &mut [u8]) -> (usize, bool) {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match console.read(&mut buffer[filled..]) {
+            Ok(0) => return (filled, true),
+            Ok(read) => filled += read,
+            Err(_) => break,
+        }
+    }
+    (filled, false)
+}
+
+/// Unlike krun, completes what it has transmitted only when there is nothing more to transmit and
+/// the bridge has taken it all from the pipe: that is what a flush waits for.
+fn process_tx(console: &Console, virtqueues: &Virtqueues, stop: &AtomicBool) {
+    loop {
+        let next = match stop.load(Ordering::Acquire) {
+            true => None,
+            false => virtqueues.pop_tx(),
+        };
+        if let Some(descriptor) = next {
+            if console.write(&descriptor).is_err() {
+                // The host has hung up. krun tries again and again from here on.
+                while !stop.load(Ordering::Acquire) {
+                    thread::park();
+                }
+            }
+            continue;
+        }
+        console.wait_until_taken();
+        virtqueues.complete_tx();
+        if stop.load(Ordering::Acquire) {
+            return;
+        }
+        virtqueues.signal_used_queue();
+        thread::park();
+    }
+}

@@ -1,0 +1,560 @@
+//! Windows' pipe, with krun's own end of it: `msb_krun_devices`' `named_pipe`, as krun's worker
+//! threads use it.
+
+#![cfg(windows)] // krun opens a pipe only there
+
+mod common;
+
+use std::fs::OpenOptions;
+use std::io::{self, Read, Write};
+use std::process::Command;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+use std::{env, process};
+
+use common::{SMALL, pattern, watchdog};
+use msb_krun_devices::virtio::console::port_io::{self, PortInput, PortOutput};
+use msb_krun_utils::eventfd::{EFD_NONBLOCK, EventFd};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::runtime::Handle;
+use tokio_krun::{AgentStream, Error, Options};
+use tokio_test::assert_pending;
+use vm_memory::VolatileSlice;
+
+/// The most that Linux puts into one descriptor.
+const TX_BUFFER: usize = 32 * 1024;
+/// A buffer that Linux offers the host to fill.
+const RX_BUFFER: usize = 4096;
+
+type Input = Box<dyn PortInput + Send>;
+type Output = Box<dyn PortOutput + Send>;
+
+fn krun(pipe_name: &str) -> (Input, Output) {
+    port_io::named_pipe(pipe_name).unwrap()
+}
+
+/// Blocks, as krun's TX thread does.
+fn transmit(output: &mut Output, bytes: &[u8]) -> io::Result<()> {
+    for descriptor in bytes.chunks(TX_BUFFER) {
+        let mut descriptor = descriptor.to_vec();
+        let length = output.write_volatile(&VolatileSlice::from(&mut descriptor[..]))?;
+        assert_eq!(length, descriptor.len());
+    }
+    Ok(())
+}
+
+/// Reads into `received` until the end, `limit` bytes or the stop event, as krun's RX thread does;
+/// says whether it was the end.
+fn receive(input: &mut Input, received: &mut Vec<u8>, limit: usize, stop: &EventFd) -> bool {
+    let mut descriptor = [0; RX_BUFFER];
+    while received.len() < limit {
+        let wanted = RX_BUFFER.min(limit - received.len());
+        match input.read_volatile(&mut VolatileSlice::from(&mut descriptor[..wanted])) {
+            Ok(0) => return true,
+            Ok(read) => received.extend_from_slice(&descriptor[..read]),
+            Err(error) => {
+                assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+                input.wait_until_readable(Some(stop));
+                if stop.read().is_ok() {
+                    return false;
+                }
+            }
+        }
+    }
+    false
+}
+
+fn never() -> EventFd {
+    EventFd::new(EFD_NONBLOCK).unwrap()
+}
+
+/// Receives everything until the end.
+fn receive_all(mut input: Input) -> JoinHandle<Vec<u8>> {
+    thread::spawn(move || {
+        let mut received = Vec::new();
+        assert!(receive(&mut input, &mut received, usize::MAX, &never()));
+        received
+    })
+}
+
+/// A thread's end, awaited without blocking the runtime that the thread may wait for.
+async fn joined<T: Send + 'static>(thread: JoinHandle<T>) -> T {
+    let joined = tokio::task::spawn_blocking(move || thread.join());
+    joined.await.unwrap().unwrap()
+}
+
+fn small() -> Options {
+    Options::new().capacity(SMALL)
+}
+
+/// A stream, and the name of its pipe for krun.
+fn attached(options: &Options) -> (AgentStream, String) {
+    let (stream, port) = options.create().unwrap();
+    (stream, port.into_bridge().into_pipe_name())
+}
+
+fn assert_broken_pipe<T: std::fmt::Debug>(result: io::Result<T>) {
+    assert_eq!(result.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+}
+
+async fn both_ways_at_once(options: Options) {
+    const LENGTH: usize = 64 << 20;
+    let (stream, name) = attached(&options);
+    let (mut input, mut output) = krun(&name);
+    let sent = Arc::new(pattern(LENGTH));
+    let expected = crc32fast::hash(&sent);
+    let rx = thread::spawn(move || {
+        let mut received = Vec::new();
+        receive(&mut input, &mut received, LENGTH, &never());
+        (crc32fast::hash(&received), input)
+    });
+    let tx = thread::spawn({
+        let sent = Arc::clone(&sent);
+        move || {
+            transmit(&mut output, &sent).unwrap();
+            output
+        }
+    });
+    let (mut read, mut write) = stream.into_split();
+    let host_sends = tokio::spawn(async move {
+        write.write_all(&sent).await.unwrap();
+        write.drained().await.unwrap();
+        write
+    });
+    let mut received = vec![0; LENGTH];
+    read.read_exact(&mut received).await.unwrap();
+    assert_eq!(crc32fast::hash(&received), expected);
+    let write = host_sends.await.unwrap();
+    let (received, input) = joined(rx).await;
+    assert_eq!(received, expected);
+    let output = joined(tx).await;
+
+    // And nothing more.
+    assert_pending!(tokio_test::task::spawn(read.read_u8()).poll());
+    drop((input, output));
+    assert_eq!(read.read(&mut [0; 8]).await.unwrap(), 0);
+    drop(write);
+}
+
+#[tokio::test]
+async fn both_ways_at_once_arrive_whole_on_the_current_thread() {
+    watchdog(both_ways_at_once(Options::new())).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn both_ways_at_once_arrive_whole_on_several_threads_and_in_small_rings() {
+    watchdog(both_ways_at_once(small())).await;
+}
+
+#[tokio::test]
+async fn what_is_written_before_krun_comes_is_kept() {
+    watchdog(async {
+        let (mut stream, name) = attached(&small());
+        stream.write_all(&[1; SMALL]).await.unwrap();
+        assert!(!stream.has_guest_opened());
+        assert_pending!(tokio_test::task::spawn(stream.drained()).poll());
+        let (input, _output) = krun(&name);
+        stream.guest_opened().await.unwrap();
+        stream.drained().await.unwrap();
+        stream.hang_up();
+        assert_eq!(joined(receive_all(input)).await, [1; SMALL]);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn krun_s_rx_thread_stops_in_the_middle_and_goes_on() {
+    watchdog(async {
+        let (mut stream, name) = attached(&Options::new());
+        let (mut input, _output) = krun(&name);
+        let sent = pattern(3 << 20);
+        let stop = EventFd::new(EFD_NONBLOCK).unwrap();
+        stream.write_all(&sent[..1 << 20]).await.unwrap();
+        let rx = thread::spawn({
+            let stop = stop.try_clone().unwrap();
+            move || {
+                let mut received = Vec::new();
+                assert!(!receive(&mut input, &mut received, usize::MAX, &stop));
+                (received, input)
+            }
+        });
+        stream.drained().await.unwrap();
+        stop.write(1).unwrap();
+        let (mut received, mut input) = joined(rx).await;
+        stream.write_all(&sent[1 << 20..]).await.unwrap();
+        let rx = thread::spawn(move || {
+            receive(&mut input, &mut received, 3 << 20, &never());
+            received
+        });
+        stream.drained().await.unwrap();
+        assert!(joined(rx).await == sent);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn when_krun_goes_in_the_middle_the_host_reads_what_is_left_and_then_the_end() {
+    watchdog(async {
+        let (mut stream, name) = attached(&small());
+        let (input, mut output) = krun(&name);
+        // More than the ring holds.
+        let sent = pattern(SMALL + 20_000);
+        let tx = thread::spawn({
+            let sent = sent.clone();
+            move || transmit(&mut output, &sent).unwrap()
+        });
+        joined(tx).await;
+        drop(input);
+        let mut received = Vec::new();
+        stream.read_to_end(&mut received).await.unwrap();
+        assert!(received == sent);
+        assert_broken_pipe(stream.write(b"too late").await);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_write_that_waits_fails_when_krun_goes() {
+    watchdog(async {
+        let (mut stream, name) = attached(&small());
+        // Reads nothing, unlike krun.
+        let silent = open(&name).unwrap();
+        let writer = tokio::spawn(async move {
+            let error = stream.write_all(&[1; 1 << 20]).await.unwrap_err();
+            (error.kind(), stream)
+        });
+        tokio::task::yield_now().await;
+        drop(silent);
+        let (kind, mut stream) = writer.await.unwrap();
+        assert_eq!(kind, io::ErrorKind::BrokenPipe);
+        assert_eq!(stream.read(&mut [0; 8]).await.unwrap(), 0);
+        assert!(stream.drained().await.is_err());
+    })
+    .await;
+}
+
+/// Starts to transmit more than ring and pipe hold, and returns once the ring is full.
+async fn transmit_too_much(stream: &AgentStream, mut output: Output) -> JoinHandle<io::Result<()>> {
+    let tx = thread::spawn(move || transmit(&mut output, &vec![1; 4 << 20]));
+    while stream.stats().tx.full == 0 {
+        tokio::task::yield_now().await;
+    }
+    tx
+}
+
+#[tokio::test]
+async fn dropping_the_stream_in_the_middle_delivers_what_was_written_and_frees_krun() {
+    watchdog(async {
+        let (mut stream, name) = attached(&small());
+        let (input, output) = krun(&name);
+        let tx = transmit_too_much(&stream, output).await;
+        stream.write_all(b"goodbye").await.unwrap();
+        drop(stream);
+        assert_eq!(joined(receive_all(input)).await, b"goodbye");
+        // It got through, or it failed: it does not wait.
+        let _ = joined(tx).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn hanging_up_keeps_what_the_guest_had_written() {
+    watchdog(async {
+        for _ in 0..20 {
+            let (mut stream, name) = attached(&Options::new());
+            let (input, mut output) = krun(&name);
+            let sent = pattern(50_000);
+            let tx = thread::spawn({
+                let sent = sent.clone();
+                move || transmit(&mut output, &sent).map(|()| output)
+            });
+            // The bridge has had no turn: nothing has been read from the pipe.
+            let _output = tx.join().unwrap().unwrap();
+            stream.write_all(b"goodbye").await.unwrap();
+            stream.hang_up();
+            assert_eq!(joined(receive_all(input)).await, b"goodbye");
+            let mut received = Vec::new();
+            stream.read_to_end(&mut received).await.unwrap();
+            assert!(received == sent, "{} bytes", received.len());
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn dropping_without_hanging_up_goes_on_to_discard_and_count() {
+    watchdog(async {
+        let (stream, port) = small().hang_up_on_drop(false).create().unwrap();
+        let handle = port.handle();
+        let (mut input, output) = krun(&port.into_bridge().into_pipe_name());
+        let tx = transmit_too_much(&stream, output).await;
+        drop(stream);
+        joined(tx).await.unwrap();
+        // What is in the pipe when its writer has gone is still discarded and counted.
+        while handle.stats().tx.discarded < 4 << 20 {
+            tokio::task::yield_now().await;
+        }
+        // And the guest is told nothing.
+        let mut byte = [0];
+        let read = input.read_volatile(&mut VolatileSlice::from(&mut byte[..]));
+        assert_eq!(read.unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn quiesce_lets_krun_s_write_through() {
+    watchdog(async {
+        let (mut stream, port) = Options::new().capacity(64 * 1024).create().unwrap();
+        let handle = port.handle();
+        let (_input, mut output) = krun(&port.into_bridge().into_pipe_name());
+        // More than ring, pipe and tokio hold, and no more than fits when it is quiesced.
+        let sent = pattern(128 * 1024);
+        let tx = thread::spawn({
+            let sent = sent.clone();
+            move || transmit(&mut output, &sent).map(|()| output)
+        });
+        while stream.stats().tx.full == 0 {
+            tokio::task::yield_now().await;
+        }
+        handle.quiesce();
+        let _output = joined(tx).await.unwrap();
+        let mut received = vec![0; sent.len()];
+        stream.read_exact(&mut received).await.unwrap();
+        assert!(received == sent);
+        assert_eq!(stream.stats().tx.discarded, 0);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_exit_hook_waits_for_what_is_in_the_pipe() {
+    watchdog(async {
+        for _ in 0..20 {
+            let (mut stream, port) = small().create().unwrap();
+            let hook = port.exit_hook(Duration::MAX);
+            let (_input, mut output) = krun(&port.into_bridge().into_pipe_name());
+            let sent = pattern(60_000);
+            let tx = thread::spawn({
+                let sent = sent.clone();
+                move || {
+                    transmit(&mut output, &sent).unwrap();
+                    output
+                }
+            });
+            // krun stops its TX thread, and then calls the hook. Its end stays open.
+            let _output = tx.join().unwrap();
+            let vm = thread::spawn(move || hook(0));
+            let mut received = Vec::new();
+            stream.read_to_end(&mut received).await.unwrap();
+            assert!(received == sent, "{} bytes", received.len());
+            assert_broken_pipe(stream.write(b"too late").await);
+            assert!(!vm.is_finished());
+            drop(stream);
+            joined(vm).await;
+        }
+    })
+    .await;
+}
+
+fn open(name: &str) -> io::Result<std::fs::File> {
+    OpenOptions::new().read(true).write(true).open(name)
+}
+
+#[tokio::test]
+async fn a_reader_that_stalls_makes_writes_wait_and_a_cancelled_one_loses_nothing() {
+    watchdog(async {
+        let (mut stream, name) = attached(&small());
+        let mut stalled = open(&name).unwrap();
+        let sent = pattern(1 << 20);
+        let mut written = 0;
+        // What has been cancelled has written nothing.
+        while stream.stats().rx.full < 100 {
+            let mut write = tokio_test::task::spawn(stream.write(&sent[written..]));
+            if let std::task::Poll::Ready(result) = write.poll() {
+                written += result.unwrap();
+            }
+            drop(write);
+            tokio::task::yield_now().await;
+        }
+        assert!(written >= SMALL && written < sent.len(), "{written}");
+        let queued = stream.stats().rx.queued;
+        assert!(queued <= SMALL as u64, "{queued}");
+
+        let mut received = vec![0; sent.len()];
+        let reader = thread::spawn(move || {
+            stalled.read_exact(&mut received).unwrap();
+            received
+        });
+        stream.write_all(&sent[written..]).await.unwrap();
+        assert!(joined(reader).await == sent);
+    })
+    .await;
+}
+
+/// Of another process: this test program, called by [`a_stranger_is_turned_away`].
+#[test]
+fn stranger() {
+    let Ok(name) = env::var("TOKIO_KRUN_PIPE") else {
+        return;
+    };
+    let mut pipe = open(&name).unwrap();
+    let _ = pipe.write_all(b"let me in");
+    let mut received = Vec::new();
+    let _ = pipe.read_to_end(&mut received);
+    process::exit(if received.is_empty() { 42 } else { 1 });
+}
+
+#[tokio::test]
+async fn a_stranger_is_turned_away() {
+    watchdog(async {
+        let (mut stream, name) = attached(&Options::new());
+        stream.write_all(b"secret").await.unwrap();
+        for _ in 0..3 {
+            let stranger = Command::new(env::current_exe().unwrap())
+                .args(["--exact", "stranger"])
+                .env("TOKIO_KRUN_PIPE", &name)
+                .spawn()
+                .unwrap();
+            let status = thread::spawn(move || { stranger }.wait());
+            assert_eq!(joined(status).await.unwrap().code(), Some(42));
+            assert!(!stream.has_guest_opened());
+        }
+        let (input, mut output) = krun(&name);
+        transmit(&mut output, b"it is me").unwrap();
+        let mut received = [0; 8];
+        stream.read_exact(&mut received).await.unwrap();
+        assert_eq!(&received, b"it is me");
+        drop(stream);
+        assert_eq!(joined(receive_all(input)).await, b"secret");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn names_are_different_and_cannot_be_guessed() {
+    let name = || {
+        let (_stream, port) = AgentStream::new().unwrap();
+        port.into_bridge().pipe_name().to_owned()
+    };
+    let (first, second) = (name(), name());
+    for name in [&first, &second] {
+        let random = name.strip_prefix(r"\\.\pipe\tokio-krun-").unwrap();
+        assert_eq!(random.len(), 32);
+        assert!(random.bytes().all(|digit| digit.is_ascii_hexdigit()));
+    }
+    assert_ne!(first, second);
+}
+
+#[tokio::test]
+async fn a_taken_name_is_a_clear_error_and_is_free_again_after_the_end() {
+    watchdog(async {
+        let name = format!(r"\\.\pipe\tokio-krun-test-{}", process::id());
+        let options = Options::new().pipe_name(&name);
+        let (stream, port) = options.create().unwrap();
+        let bridge = port.into_bridge();
+        assert_eq!(bridge.pipe_name(), name);
+        let error = options.create().map(drop).unwrap_err();
+        assert!(matches!(&error, Error::PipeInUse { name: n } if *n == name));
+        assert!(error.to_string().contains(&name), "{error}");
+        assert_eq!(io::Error::from(error).kind(), io::ErrorKind::AddrInUse);
+
+        drop((stream, bridge));
+        while options.create().is_err() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_name_that_is_none_is_an_error() {
+    let error = Options::new().pipe_name("no pipe").create();
+    assert!(matches!(error.map(drop).unwrap_err(), Error::Os(_)));
+}
+
+#[tokio::test]
+async fn dropping_stream_or_port_ends_the_bridge_s_task() {
+    async fn all_have_ended() {
+        while Handle::current().metrics().num_alive_tasks() > 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+    watchdog(async {
+        // A port that is never attached.
+        let (mut stream, port) = AgentStream::new().unwrap();
+        assert_eq!(Handle::current().metrics().num_alive_tasks(), 1);
+        drop(port);
+        assert_eq!(stream.read(&mut [0; 8]).await.unwrap(), 0);
+        assert_broken_pipe(stream.write(b"x").await);
+        all_have_ended().await;
+
+        // A stream whose guest goes on.
+        let (stream, name) = attached(&Options::new());
+        let (input, mut output) = krun(&name);
+        stream.guest_opened().await.unwrap();
+        drop(stream);
+        all_have_ended().await;
+        assert_eq!(joined(receive_all(input)).await, b"");
+        assert!(transmit(&mut output, b"x").is_err());
+
+        // A guest whose host goes on.
+        let (stream, name) = attached(&Options::new());
+        drop(krun(&name));
+        all_have_ended().await;
+        drop(stream);
+    })
+    .await;
+}
+
+/// A runtime whose thread was not unparked has run no task, looked at no timer and asked the system
+/// for nothing.
+#[test]
+fn an_idle_bridge_never_runs() {
+    let _deadline = common::deadline();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
+    let metrics = runtime.metrics();
+    let counts = || {
+        (
+            metrics.worker_park_unpark_count(0),
+            metrics.worker_total_busy_duration(0),
+        )
+    };
+
+    // With nothing to say on either side, and with both sides full.
+    let (mut idle, port) = small().create_on(runtime.handle()).unwrap();
+    let (mut input, mut output) = krun(&port.into_bridge().into_pipe_name());
+    transmit(&mut output, b"x").unwrap();
+    runtime.block_on(async {
+        idle.write_all(b"x").await.unwrap();
+        idle.read_u8().await.unwrap();
+    });
+    receive(&mut input, &mut Vec::new(), 1, &never());
+    let idle = runtime.spawn(async move { idle.read_u8().await });
+    let (full, port) = small().create_on(runtime.handle()).unwrap();
+    let name = port.into_bridge().into_pipe_name();
+    let _silent = open(&name).unwrap();
+    let full = runtime.spawn(async move {
+        let (_read, mut write) = full.into_split();
+        write.write_all(&[1; 1 << 20]).await
+    });
+
+    // Until it has come to rest.
+    let mut before = counts();
+    loop {
+        thread::sleep(Duration::from_millis(200));
+        if before == counts() {
+            break;
+        }
+        before = counts();
+    }
+    thread::sleep(Duration::from_secs(2));
+    assert_eq!(counts(), before);
+    assert!(!idle.is_finished() && !full.is_finished());
+    runtime.shutdown_background();
+}
