@@ -46,13 +46,22 @@ fn transmit(output: &mut Output, bytes: &[u8]) -> io::Result<()> {
 
 /// Reads into `received` until the end, `limit` bytes or the stop event, as krun's RX thread does;
 /// says whether it was the end.
+///
+/// The end is believed at the second time in a row. krun looks into its queue and only then, having
+/// let go of it, whether the pipe has closed: bytes that came in between are still to be read. (krun's
+/// own thread does not come back for them, see "Ends" at `AgentConsolePipeBridge`.)
 fn receive(input: &mut Input, received: &mut Vec<u8>, limit: usize, stop: &EventFd) -> bool {
     let mut descriptor = [0; RX_BUFFER];
+    let mut ended = false;
     while received.len() < limit {
         let wanted = RX_BUFFER.min(limit - received.len());
         match input.read_volatile(&mut VolatileSlice::from(&mut descriptor[..wanted])) {
-            Ok(0) => return true,
-            Ok(read) => received.extend_from_slice(&descriptor[..read]),
+            Ok(0) if ended => return true,
+            Ok(0) => ended = true,
+            Ok(read) => {
+                ended = false;
+                received.extend_from_slice(&descriptor[..read]);
+            }
             Err(error) => {
                 assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
                 input.wait_until_readable(Some(stop));
@@ -158,7 +167,7 @@ async fn what_is_written_before_krun_comes_is_kept() {
         stream.guest_opened().await.unwrap();
         stream.drained().await.unwrap();
         stream.hang_up();
-        assert_eq!(joined(receive_all(input)).await, [1; SMALL]);
+        assert!(joined(receive_all(input)).await == [1; SMALL]);
     })
     .await;
 }

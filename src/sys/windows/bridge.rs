@@ -72,6 +72,9 @@ pub(super) use taken::Taken;
 ///   ends. Where an agent may be writing, let it finish first, or use
 ///   [`hang_up_on_drop(false)`](crate::Options::hang_up_on_drop): then the pipe stays, and what comes
 ///   is read, discarded and counted.
+/// - What the host writes right before a hang-up may be lost in krun: its thread finds its queue empty,
+///   then the last bytes and the pipe's end come in, then it looks whether the pipe has ended, and never
+///   comes back for the bytes. Where the last words to a guest matter, let it answer them first.
 /// - A guest that sends an empty descriptor, which no driver does, ends its port: to the reader of a
 ///   pipe this is the end of the file.
 /// - krun holds no more than the pipe's name. If the port was attached and the VM then never starts,
