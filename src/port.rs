@@ -55,7 +55,36 @@ impl AgentPort {
     #[cfg(feature = "msb_krun")]
     #[cfg_attr(docsrs, doc(cfg(feature = "msb_krun")))]
     pub fn attach(self, console: msb_krun::ConsoleBuilder, name: &str) -> msb_krun::ConsoleBuilder {
-        self.krun_end.attach(console, name)
+        self.attach_with_options(console, name, msb_krun::ConsolePortOptions::new())
+    }
+
+    /// The same with options for krun's port, such as how many descriptors the guest may queue.
+    ///
+    /// krun checks the options when the VM is built.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use msb_krun::{ConsolePortOptions, VmBuilder};
+    /// use tokio_krun::AgentStream;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let (stream, port) = AgentStream::new()?;
+    /// let options = ConsolePortOptions::new().queue_size(256); // descriptors each way; krun's default is 32
+    /// let vm = VmBuilder::new()
+    ///     .console(|console| port.attach_with_options(console, "agent", options))
+    ///     .build()?;
+    /// # Ok(()) }
+    /// ```
+    #[cfg(feature = "msb_krun")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "msb_krun")))]
+    pub fn attach_with_options(
+        self,
+        console: msb_krun::ConsoleBuilder,
+        name: &str,
+        options: msb_krun::ConsolePortOptions,
+    ) -> msb_krun::ConsoleBuilder {
+        self.krun_end.attach(console, name, options)
     }
 
     /// A handle to the port that outlives its being attached.

@@ -34,8 +34,9 @@ impl AgentConsoleBackend {
         self,
         console: msb_krun::ConsoleBuilder,
         name: &str,
+        options: msb_krun::ConsolePortOptions,
     ) -> msb_krun::ConsoleBuilder {
-        console.custom(name, Box::new(self))
+        console.custom_with_options(name, Box::new(self), options)
     }
 
     #[cfg(feature = "test-util")]
@@ -47,8 +48,7 @@ impl AgentConsoleBackend {
 /// On Linux and macOS.
 impl AgentPort {
     /// krun's end alone, for a VM that adds its ports in another way than
-    /// [`attach`](Self::attach), such as with
-    /// [`custom_with_options`](msb_krun::ConsoleBuilder::custom_with_options).
+    /// [`attach`](Self::attach), or for a backend of your own around it.
     #[must_use = "dropping the backend ends the stream"]
     pub fn into_backend(self) -> AgentConsoleBackend {
         self.into_krun_end()

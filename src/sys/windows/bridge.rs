@@ -134,8 +134,9 @@ impl AgentConsolePipeBridge {
         self,
         console: msb_krun::ConsoleBuilder,
         name: &str,
+        options: msb_krun::ConsolePortOptions,
     ) -> msb_krun::ConsoleBuilder {
-        console.named_pipe(name, self.into_pipe_name())
+        console.named_pipe_with_options(name, self.into_pipe_name(), options)
     }
 
     pub(crate) fn guest_end(&self) -> GuestEnd {
@@ -160,12 +161,7 @@ impl Drop for AgentConsolePipeBridge {
 /// On Windows.
 impl AgentPort {
     /// krun's end alone, for a VM that adds its ports in another way than
-    /// [`attach`](Self::attach), such as with
-    #[cfg_attr(
-        feature = "msb_krun",
-        doc = "[`named_pipe_with_options`](msb_krun::ConsoleBuilder::named_pipe_with_options)."
-    )]
-    #[cfg_attr(not(feature = "msb_krun"), doc = "options of the VM's own.")]
+    /// [`attach`](Self::attach).
     #[must_use = "dropping the bridge ends the stream"]
     pub fn into_bridge(self) -> AgentConsolePipeBridge {
         self.into_krun_end()

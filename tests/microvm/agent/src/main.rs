@@ -4,6 +4,7 @@
 //! The scenario is the first argument, which is what the host gave to `ExecBuilder::args`: the
 //! kernel hands the words after `--` on its command line to its init. `scenario.rs` lists them.
 
+mod bench;
 mod pattern;
 mod port;
 mod remote;

@@ -10,6 +10,7 @@ use crc32fast::Hasher;
 use rustix::event::PollFlags;
 
 use crate::Log;
+use crate::bench::bench;
 use crate::pattern::{FROM_GUEST, FROM_HOST, Pattern};
 use crate::port::{AGENT, Port, end_of_file};
 use crate::remote::remote;
@@ -30,6 +31,7 @@ pub fn play(name: &str, log: &mut Log) -> io::Result<()> {
         "flood" => flood(),
         "stall" => stall(log),
         "remote" => remote(log),
+        "bench" => bench(),
         _ => Err(io::Error::new(
             io::ErrorKind::InvalidInput,
             "no such scenario",
@@ -186,14 +188,14 @@ fn stall(log: &mut Log) -> io::Result<()> {
     port.read_exact(&mut [0])
 }
 
-fn read_u64(port: &Port) -> io::Result<u64> {
+pub fn read_u64(port: &Port) -> io::Result<u64> {
     let mut bytes = [0; 8];
     port.read_exact(&mut bytes)?;
     Ok(u64::from_le_bytes(bytes))
 }
 
 /// `length`, cut to `limit`.
-fn at_most(length: usize, limit: u64) -> usize {
+pub fn at_most(length: usize, limit: u64) -> usize {
     usize::try_from(limit).map_or(length, |limit| length.min(limit))
 }
 
