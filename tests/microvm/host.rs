@@ -9,6 +9,7 @@ mod ends;
 #[path = "agent/src/pattern.rs"]
 mod pattern;
 mod scenarios;
+mod soak;
 mod vm;
 
 use std::env;
@@ -44,7 +45,7 @@ pub(crate) fn main() -> ExitCode {
 }
 
 fn tests() -> impl Iterator<Item = &'static (&'static str, scenarios::Scenario)> {
-    scenarios::ALL.iter().chain(ends::ALL)
+    scenarios::ALL.iter().chain(ends::ALL).chain(soak::ALL)
 }
 
 /// Runs one test in a process that its VM may end.
