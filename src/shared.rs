@@ -12,6 +12,8 @@ mod gate;
 mod guest;
 mod host;
 mod latch;
+#[cfg(all(test, tokio_krun_loom))]
+mod models;
 mod pool;
 mod ring;
 mod signal;

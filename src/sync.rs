@@ -13,8 +13,25 @@ pub(crate) use {
 #[cfg(tokio_krun_loom)]
 pub(crate) use {
     loom::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence},
-    model::{ArrayQueue, Mutex},
+    model::{ArrayQueue, Count, Mutex},
 };
+
+/// How often something has happened.
+#[cfg(not(tokio_krun_loom))]
+#[derive(Debug, Default)]
+pub(crate) struct Count(AtomicU64);
+
+#[cfg(not(tokio_krun_loom))]
+impl Count {
+    pub(crate) fn add_one(&self, happens: impl FnOnce()) {
+        happens();
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
 
 /// Locks, also after a panic elsewhere: what these mutexes guard is whole between any two
 /// statements, and krun's threads must not panic.
@@ -54,9 +71,44 @@ pub(crate) fn try_lock<T>(mutex: &Mutex<T>) -> Option<model::MutexGuard<'_, T>> 
 mod model {
     use std::collections::VecDeque;
     use std::ops::{Deref, DerefMut};
-    use std::sync;
+    use std::{fmt, sync};
 
     use super::{AtomicBool, Ordering, lock};
+
+    /// In a model, something to wait for: a sleep that nothing ends is a deadlock to loom.
+    #[derive(Default)]
+    pub(crate) struct Count {
+        count: loom::sync::Mutex<u64>,
+        changed: loom::sync::Condvar,
+    }
+
+    impl Count {
+        pub(crate) fn add_one(&self, happens: impl FnOnce()) {
+            let mut count = self.count.lock().unwrap();
+            happens();
+            *count += 1;
+            self.changed.notify_all();
+        }
+
+        pub(crate) fn get(&self) -> u64 {
+            *self.count.lock().unwrap()
+        }
+
+        /// Sleeps for as long as it is `count`.
+        #[cfg(test)]
+        pub(crate) fn wait_while(&self, count: u64) {
+            let mut now = self.count.lock().unwrap();
+            while *now == count {
+                now = self.changed.wait(now).unwrap();
+            }
+        }
+    }
+
+    impl fmt::Debug for Count {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.debug_struct("Count").finish_non_exhaustive()
+        }
+    }
 
     /// Stands for std's, which orders by acquiring and releasing and no more. loom's own would hide
     /// a missing fence, for it is sequentially consistent.

@@ -57,11 +57,8 @@ impl ConsoleSharedState {
         let mark = self.drain_mark.load(Ordering::Relaxed);
         mark != u64::MAX
             && self.rx_ring.has_read_to(mark).is_some()
-            // Not if a task has set a lower mark meanwhile: it has yet to look.
-            && self
-                .drain_mark
-                .compare_exchange(mark, u64::MAX, Ordering::Relaxed, Ordering::Relaxed)
-                .is_ok()
+            // Also if it is another mark by now: a lower one has been read as well, and hides this one.
+            && self.drain_mark.swap(u64::MAX, Ordering::Relaxed) != u64::MAX
     }
 
     /// Copies all of `source` (of more than the ring holds, a ringful): `None` if there is no room

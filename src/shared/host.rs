@@ -167,7 +167,7 @@ impl ConsoleSharedState {
 
     /// Announces a sleep on `rx_room` that [`host_is_drained`](Self::host_is_drained) ends.
     pub(crate) fn host_waits_for_drain(&self) {
-        self.drain_gate.arm();
+        self.rx_room.arm_also(&self.drain_gate);
     }
 
     /// Ends the host's writing without a word to the guest.

@@ -1,8 +1,7 @@
 //! A gate together with what wakes its sleeper.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use super::gate::Gate;
+use crate::sync::Count;
 
 /// Wakes one side, from any thread, without waiting.
 pub(crate) trait Wake {
@@ -14,7 +13,7 @@ pub(crate) trait Wake {
 pub(crate) struct Signal<W> {
     gate: Gate,
     wake: W,
-    signals: AtomicU64,
+    signals: Count,
 }
 
 impl<W: Wake> Signal<W> {
@@ -22,7 +21,7 @@ impl<W: Wake> Signal<W> {
         Self {
             gate: Gate::new(),
             wake,
-            signals: AtomicU64::new(0),
+            signals: Count::default(),
         }
     }
 
@@ -39,7 +38,16 @@ impl<W: Wake> Signal<W> {
 
     /// Announces a sleep; the caller looks once more after it.
     pub(crate) fn arm(&self) {
-        self.gate.arm();
+        self.arm_also(&self.gate);
+    }
+
+    /// The same at another gate: see [`notify_also`](Self::notify_also).
+    pub(crate) fn arm_also(&self, gate: &Gate) {
+        // A store behind the swap that took the last arming is behind it in the flag's own order. loom
+        // does not see that, unless the swap has happened before.
+        #[cfg(tokio_krun_loom)]
+        self.signals.get();
+        gate.arm();
     }
 
     /// Looks, arms, and looks again: after a `None` the caller may sleep.
@@ -78,12 +86,17 @@ impl<W: Wake> Signal<W> {
     }
 
     fn signal(&self) {
-        self.signals.fetch_add(1, Ordering::Relaxed);
-        self.wake.signal();
+        self.signals.add_one(|| self.wake.signal());
     }
 
     /// How often the sleeper was woken.
     pub(crate) fn signals(&self) -> u64 {
-        self.signals.load(Ordering::Relaxed)
+        self.signals.get()
+    }
+
+    /// Sleeps for as long as the sleeper was woken no more often than `before`.
+    #[cfg(all(test, tokio_krun_loom))]
+    pub(crate) fn wait_beyond(&self, before: u64) {
+        self.signals.wait_while(before);
     }
 }

@@ -5,6 +5,14 @@
 
 #![deny(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
+#[cfg(all(test, tokio_krun_loom))]
+#[allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "no thread of krun's runs models"
+)]
+mod models;
+
 use std::io;
 #[cfg(feature = "test-util")]
 use std::os::fd::{AsFd, BorrowedFd};

@@ -1,0 +1,59 @@
+//! krun's RX thread, checked by loom, with the descriptor it polls: by level, and only the backend
+//! drains it.
+
+use std::io::IoSlice;
+
+use loom::thread;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::*;
+
+/// As `poll(2)` without a limit. loom cannot see that sleep, so it is for the next signal to be counted.
+fn wait_until_readable(backend: &AgentConsoleBackend) {
+    let rx_data = &backend.shared.rx_data;
+    loop {
+        let before = rx_data.signals();
+        let mut fds = [PollFd::new(rx_data.wake(), PollFlags::IN)];
+        if poll(&mut fds, Some(&Timespec::default())).unwrap() > 0 {
+            return;
+        }
+        rx_data.wait_beyond(before);
+    }
+}
+
+/// As `process_rx` of `msb_krun_devices` 0.1.42 does with chains of one descriptor: until the end.
+fn receive(backend: &AgentConsoleBackend) -> Vec<u8> {
+    let mut received = Vec::new();
+    loop {
+        let mut descriptor = [0; 2];
+        match backend.read(&mut descriptor) {
+            Ok(0) => return received,
+            Ok(read) => received.extend_from_slice(&descriptor[..read]),
+            Err(_) => {
+                backend.read_wake_fd();
+                wait_until_readable(backend);
+            }
+        }
+    }
+}
+
+#[test]
+fn kruns_rx_thread_is_woken_for_each_byte_and_the_end() {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(3);
+    model.check(|| {
+        let shared = Arc::new(ConsoleSharedState::new(4, Duration::ZERO).unwrap());
+        let host = thread::spawn({
+            let shared = Arc::clone(&shared);
+            move || {
+                for byte in [1, 2] {
+                    let written = shared.host_write(&[IoSlice::new(&[byte])]);
+                    assert_eq!(written.unwrap().unwrap(), 1);
+                }
+                shared.host_hang_up();
+            }
+        });
+        assert_eq!(receive(&AgentConsoleBackend::new(shared)), [1, 2]);
+        host.join().unwrap();
+    });
+}
