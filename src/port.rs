@@ -112,6 +112,10 @@ impl AgentPort {
     /// to do more than that before the process ends can wait for it in an observer of its own,
     /// added after this one.
     ///
+    /// krun keeps its VM locked while observers run: a call of [`VmControl`](msb_krun::VmControl) waits
+    /// for them. Made on a thread that the stream's task needs, such as a worker of its runtime, it
+    /// would hold both up until `limit` is over; `spawn_blocking` is the place for it.
+    ///
     /// # What it cannot save
     ///
     /// Bytes that the guest had queued in its device and krun had not yet handed over (with krun's

@@ -13,7 +13,7 @@ use loom::thread;
 use super::gate::models::bounded;
 use super::*;
 
-/// Rings of so many bytes, in chunks of one.
+/// Rings of so many bytes, in chunks of an eighth of that.
 fn ends(capacity: usize) -> Arc<ConsoleSharedState> {
     Arc::new(ConsoleSharedState::new(capacity, Duration::ZERO).unwrap())
 }
@@ -156,6 +156,24 @@ fn guest_writes(shared: &ConsoleSharedState, bytes: &[u8]) -> usize {
         let may_write = || shared.guest_may_write().then_some(());
         until(tx_room, || tx_room.arm(), may_write);
     }
+}
+
+/// A write that is refused has held the open chunk from the host, who sleeps now.
+#[test]
+fn a_host_that_meets_a_refused_write_is_woken() {
+    bounded(3).check(|| {
+        // Chunks of two bytes, so that the first write leaves one open.
+        let shared = ends(16);
+        assert_eq!(shared.guest_write(&[1]), Some(1));
+        let guest = thread::spawn({
+            let shared = Arc::clone(&shared);
+            move || shared.guest_write(&[2; 16])
+        });
+        let tx_data = &shared.tx_data;
+        let read = until(tx_data, || tx_data.arm(), || shared.host_read(1, |_| {}));
+        assert_eq!(read.unwrap(), 1);
+        let _ = guest.join().unwrap();
+    });
 }
 
 #[test]

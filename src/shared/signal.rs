@@ -50,6 +50,15 @@ impl<W: Wake> Signal<W> {
         gate.arm();
     }
 
+    /// Takes the signals so far from a wake that keeps them.
+    #[allow(dead_code, reason = "for a platform whose wake is drained")]
+    pub(crate) fn drain(&self, drain: impl FnOnce(&W)) {
+        // loom does not see a descriptor, nor switch threads there: it does here.
+        #[cfg(tokio_krun_loom)]
+        self.signals.get();
+        drain(&self.wake);
+    }
+
     /// Looks, arms, and looks again: after a `None` the caller may sleep.
     pub(crate) fn look<T>(&self, mut look: impl FnMut() -> Option<T>) -> Option<T> {
         look().or_else(|| {

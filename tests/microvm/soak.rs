@@ -5,7 +5,9 @@ use std::env;
 use std::time::Duration;
 
 use futures::{SinkExt, StreamExt};
+use msb_krun::VmControl;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio_krun::{AgentStream, Chunks, Options, OwnedReadHalf, OwnedWriteHalf};
 
@@ -55,33 +57,46 @@ async fn soak() {
         ],
     );
 
-    let control = vm.control.clone();
-    let pauses = tokio::spawn(async move {
-        let mut dice = Dice(0x9a25);
-        let mut pauses = 0_u64;
-        loop {
-            tokio::time::sleep(Duration::from_millis(300 + dice.below(1500))).await;
-            let generation = control.pause().unwrap();
-            tokio::time::sleep(Duration::from_millis(dice.below(200))).await;
-            control.resume(generation).unwrap();
-            pauses += 1;
-            println!("paused and resumed {pauses} times");
-        }
-    });
+    let (stop, stopped) = oneshot::channel();
+    let pauses = tokio::spawn(pause_now_and_then(vm.control.clone(), stopped));
     let tasks: Vec<_> = (0..)
         .zip([s0, s1, s2, s3])
         .zip(STYLES)
         .map(|((number, stream), style)| tokio::spawn(exchange(stream, number, style, amount)))
         .collect();
+    let mut streams = Vec::new();
     for task in tasks {
-        // The streams are kept till all are done: the agent ends the VM with the last one.
-        drop(task.await.unwrap());
+        streams.push(task.await.unwrap());
     }
-    pauses.abort();
+    // A pause that meets the VM's end does not return. Before this byte the agent does not end.
+    stop.send(()).unwrap();
+    println!("paused and resumed {} times", pauses.await.unwrap());
+    for stream in &mut streams {
+        stream.write_u8(0).await.unwrap();
+    }
+    for stream in &mut streams {
+        assert_eq!(stream.read(&mut [0; 8]).await.unwrap(), 0);
+    }
+    drop(streams);
     vm.ended().await;
 }
 
-/// The host's part of the agent's `traffic`.
+async fn pause_now_and_then(control: VmControl, mut stopped: oneshot::Receiver<()>) -> u64 {
+    let mut dice = Dice(0x9a25);
+    let mut pauses = 0;
+    loop {
+        let until = Duration::from_millis(300 + dice.below(1500));
+        if tokio::time::timeout(until, &mut stopped).await.is_ok() {
+            return pauses;
+        }
+        let generation = control.pause().unwrap();
+        tokio::time::sleep(Duration::from_millis(dice.below(200))).await;
+        control.resume(generation).unwrap();
+        pauses += 1;
+    }
+}
+
+/// The host's part of the agent's `traffic`, but for its last byte.
 async fn exchange(
     mut stream: AgentStream,
     number: u64,
@@ -97,13 +112,11 @@ async fn exchange(
     let (mut reading, writing) = stream.into_split();
     let sender: JoinHandle<_> = tokio::spawn(send(writing, number, style, length));
     receive(&mut reading, number, style, length).await;
-    let (mut writing, checksum) = sender.await.unwrap();
+    let (writing, checksum) = sender.await.unwrap();
     assert_eq!(reading.read_u64_le().await.unwrap(), length as u64);
     assert_eq!(reading.read_u32_le().await.unwrap(), checksum);
     assert_eq!(reading.read_u32_le().await.unwrap(), 1, "the guest's check");
     println!("port {number}: {length} bytes each way, all right");
-    writing.write_u8(0).await.unwrap();
-    assert_eq!(reading.read(&mut [0; 8]).await.unwrap(), 0);
     reading.reunite(writing).unwrap()
 }
 

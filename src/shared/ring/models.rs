@@ -46,21 +46,26 @@ fn bytes_come_out_in_order_and_then_the_end() {
 #[test]
 fn a_full_ring_takes_more_only_after_a_read() {
     bounded(3).check(|| {
-        let ring = Arc::new(Ring::new(2, 1));
+        let shared = Arc::new((Ring::new(2, 1), AtomicBool::new(false)));
         let writer = thread::spawn({
-            let ring = Arc::clone(&ring);
+            let shared = Arc::clone(&shared);
             move || {
-                assert_eq!(write(&ring, &[1, 2]), Ok(2));
-                let mut written = write(&ring, &[3]);
+                let (ring, reading) = &*shared;
+                assert_eq!(write(ring, &[1, 2]), Ok(2));
+                let mut written = write(ring, &[3]);
                 while written == Err(Refused::Full) {
                     thread::yield_now();
-                    written = write(&ring, &[3]);
+                    written = write(ring, &[3]);
                 }
                 assert_eq!(written, Ok(1));
+                // Whoever finds the room that a read has made also sees what was before the read.
+                assert!(reading.load(Ordering::Relaxed), "there was no room");
                 ring.close();
             }
         });
-        assert_eq!(read_to_end(&ring, 1), [1, 2, 3]);
+        let (ring, reading) = &*shared;
+        reading.store(true, Ordering::Relaxed);
+        assert_eq!(read_to_end(ring, 1), [1, 2, 3]);
         writer.join().unwrap();
     });
 }

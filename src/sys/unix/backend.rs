@@ -22,6 +22,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use super::WakePipe;
 use crate::shared::{ConsoleSharedState, Wake};
 
 /// How long krun waits for the answer to an empty write; see rule 8.
@@ -132,7 +133,7 @@ impl AgentConsoleBackend {
     fn prepare_to_wait(&self) {
         let rx_data = &self.shared.rx_data;
         if !(self.took_signals.load(Ordering::Relaxed) && rx_data.is_armed()) {
-            rx_data.wake().drain();
+            rx_data.drain(WakePipe::drain);
             rx_data.arm();
             self.took_signals.store(true, Ordering::Relaxed);
         }

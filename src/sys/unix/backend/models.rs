@@ -42,7 +42,8 @@ fn kruns_rx_thread_is_woken_for_each_byte_and_the_end() {
     let mut model = loom::model::Builder::new();
     model.preemption_bound = Some(3);
     model.check(|| {
-        let shared = Arc::new(ConsoleSharedState::new(4, Duration::ZERO).unwrap());
+        // Chunks of two bytes, so that the host may be at the chunk that krun's thread looks for.
+        let shared = Arc::new(ConsoleSharedState::new(16, Duration::ZERO).unwrap());
         let host = thread::spawn({
             let shared = Arc::clone(&shared);
             move || {
