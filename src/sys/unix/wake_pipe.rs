@@ -73,3 +73,61 @@ impl AsFd for WakePipe {
         self.0.reader()
     }
 }
+
+#[cfg(all(test, not(tokio_krun_loom)))]
+mod tests {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    use tokio::io::unix::AsyncFd;
+
+    use super::*;
+
+    fn is_readable(wake: &WakePipe) -> bool {
+        let mut fds = [PollFd::new(wake, PollFlags::IN)];
+        poll(&mut fds, Some(&Timespec::default())).unwrap() > 0
+    }
+
+    /// Fills it to where a write would wait.
+    fn full() -> WakePipe {
+        let wake = WakePipe::new().unwrap();
+        let most = (u64::MAX - 1).to_ne_bytes();
+        while rustix::io::write(wake.0.writer(), &most).is_ok() {}
+        wake
+    }
+
+    #[test]
+    fn it_is_readable_from_a_signal_until_it_is_drained() {
+        let wake = WakePipe::new().unwrap();
+        assert!(!is_readable(&wake));
+        for signals in [1, 3, 100] {
+            for _ in 0..signals {
+                wake.signal();
+            }
+            assert!(is_readable(&wake));
+            wake.drain();
+            assert!(!is_readable(&wake));
+        }
+        // Spurious.
+        wake.drain();
+        assert!(!is_readable(&wake));
+    }
+
+    #[test]
+    fn a_signal_to_a_full_one_does_not_wait_and_is_an_edge() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let wake = full();
+            // SAFETY: the descriptor is that of `wake`, which outlives the registration.
+            let wake = unsafe { AsyncFd::register(wake) }.unwrap();
+            // What was there before is one edge.
+            wake.readable().await.unwrap().clear_ready();
+            wake.get_ref().signal();
+            wake.readable().await.unwrap().clear_ready();
+            assert!(is_readable(wake.get_ref()));
+            wake.get_ref().drain();
+            assert!(!is_readable(wake.get_ref()));
+        });
+    }
+}
