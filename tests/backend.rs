@@ -4,6 +4,8 @@
 #![cfg(unix)] // krun calls a backend only there
 
 mod common;
+#[path = "../src/sys/unix/readable.rs"]
+mod readable;
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -12,36 +14,32 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{SMALL, fill, is_would_block, pair, pattern, watchdog};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use common::{SMALL, fill, is_would_block, many, pair, pattern, watchdog};
+use rustix::event::Timespec;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_krun::guest::Guest;
 use tokio_krun::{AgentConsoleBackend, AgentStream, Options};
 use tokio_test::assert_pending;
 
 /// What `poll(2)` says of the wake descriptor right now.
+#[expect(unsafe_code, reason = "krun's trait has a raw descriptor")]
 fn is_readable(backend: &AgentConsoleBackend) -> bool {
     // SAFETY: the backend owns the descriptor and outlives this borrow.
     let wake = unsafe { BorrowedFd::borrow_raw(backend.read_wake_fd()) };
-    let mut descriptors = [PollFd::from_borrowed_fd(wake, PollFlags::IN)];
-    let now = Timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    poll(&mut descriptors, Some(&now)).unwrap() == 1
+    readable::is_any_readable(&[wake], Some(&Timespec::default())).unwrap()
 }
 
 /// Blocks as krun's RX thread does.
+#[expect(unsafe_code, reason = "krun's trait has a raw descriptor")]
 fn wait_until_readable(backend: &AgentConsoleBackend) {
     // SAFETY: the backend owns the descriptor and outlives this borrow.
     let wake = unsafe { BorrowedFd::borrow_raw(backend.read_wake_fd()) };
-    let mut descriptors = [PollFd::from_borrowed_fd(wake, PollFlags::IN)];
     let limit = Timespec {
         tv_sec: 60,
         tv_nsec: 0,
     };
-    let ready = poll(&mut descriptors, Some(&limit)).unwrap();
-    assert_eq!(ready, 1, "the wake descriptor is never readable");
+    let ready = readable::is_any_readable(&[wake], Some(&limit)).unwrap();
+    assert!(ready, "the wake descriptor is never readable");
 }
 
 #[tokio::test]
@@ -138,6 +136,7 @@ async fn rule_4_read_never_blocks() {
 }
 
 #[tokio::test]
+#[expect(unsafe_code, reason = "krun's trait has a raw descriptor")]
 async fn rule_5_the_wake_descriptor_is_the_same_and_stays_open() {
     let (mut stream, backend) = pair();
     let descriptor = backend.read_wake_fd();
@@ -388,7 +387,7 @@ async fn rule_11_a_panic_on_the_hosts_side_does_not_reach_krun() {
 async fn rule_12_bytes_written_before_the_guest_opens_are_kept() {
     watchdog(async {
         let (mut stream, port) = AgentStream::new().unwrap();
-        let sent = pattern(300_000);
+        let sent = pattern(many(300_000));
         stream.write_all(&sent).await.unwrap();
         let guest = Guest::boot(port);
         let mut received = vec![0; sent.len()];
@@ -423,7 +422,7 @@ async fn rule_12_a_pause_before_the_guest_opens_loses_nothing() {
 #[tokio::test]
 async fn rule_13_a_closed_port_takes_bytes_and_a_reopened_one_gets_only_new_ones() {
     watchdog(async {
-        let (mut stream, port) = AgentStream::new().unwrap();
+        let (mut stream, port) = Options::new().capacity(SMALL).create().unwrap();
         let guest = Guest::boot(port);
         let mut opened = guest.open().unwrap();
         assert_eq!(
@@ -435,7 +434,7 @@ async fn rule_13_a_closed_port_takes_bytes_and_a_reopened_one_gets_only_new_ones
         drop(opened);
 
         // More than ring and virtqueue hold: krun goes on reading, and the guest drops it.
-        stream.write_all(&vec![0; 4 << 20]).await.unwrap();
+        stream.write_all(&vec![0; many(4 << 20)]).await.unwrap();
         let mut reopened = guest.open().unwrap();
         let mut marker = tokio::spawn(async move {
             // What was on the way when it was reopened may still come.
@@ -455,7 +454,7 @@ async fn rule_13_a_closed_port_takes_bytes_and_a_reopened_one_gets_only_new_ones
 #[tokio::test]
 async fn rule_14_nothing_is_lost_when_the_workers_are_stopped_and_started() {
     watchdog(async {
-        const LENGTH: usize = 2 << 20;
+        const LENGTH: usize = many(2 << 20);
         let (stream, port) = Options::new().capacity(SMALL).create().unwrap();
         let guest = Guest::boot(port);
         let (mut guest_read, mut guest_write) = tokio::io::split(guest.open().unwrap());

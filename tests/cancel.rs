@@ -2,41 +2,14 @@
 
 mod common;
 
-use std::future::{Future, poll_fn};
-use std::pin::pin;
-use std::task::Poll;
-
 use bytes::Bytes;
-use common::{SMALL, pattern, watchdog};
+use common::{SMALL, cancelled_at, many, pattern, watchdog};
 use futures::{SinkExt, StreamExt};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio_krun::guest::Guest;
 use tokio_krun::{Chunks, Options, OwnedReadHalf, OwnedWriteHalf};
 
-const LENGTH: usize = 2 << 20;
-
-/// Polls `operation` until it is ready, or drops it when it waits for the `polls`th time.
-async fn cancelled_at<F: Future>(polls: usize, operation: F) -> Option<F::Output> {
-    let mut operation = pin!(operation);
-    let mut left = polls;
-    let output = poll_fn(|cx| match operation.as_mut().poll(cx) {
-        Poll::Ready(output) => Poll::Ready(Some(output)),
-        Poll::Pending => {
-            left -= 1;
-            if left == 0 {
-                Poll::Ready(None)
-            } else {
-                Poll::Pending
-            }
-        }
-    })
-    .await;
-    if output.is_none() {
-        // Whoever is to make it ready needs a turn.
-        tokio::task::yield_now().await;
-    }
-    output
-}
+const LENGTH: usize = many(2 << 20);
 
 /// Reads everything, in each way in turn, each dropped at its first or second wait.
 async fn read_all(mut half: OwnedReadHalf) -> Vec<u8> {

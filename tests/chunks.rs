@@ -5,7 +5,7 @@ mod common;
 use std::io;
 
 use bytes::Bytes;
-use common::{SMALL, asleep, backend, fill, is_would_block, pair, pattern, watchdog};
+use common::{SMALL, asleep, backend, fill, is_would_block, many, pair, pattern, watchdog};
 use futures::{SinkExt, StreamExt};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio_krun::guest::Guest;
@@ -19,7 +19,7 @@ async fn lines_are_read_by_async_buf_read() {
         let guest = Guest::boot(port);
         let mut agent = guest.open().unwrap();
         tokio::spawn(async move {
-            for line in 0..5000 {
+            for line in 0..many(5000) {
                 let line = format!("line {line}\n");
                 agent.write_all(line.as_bytes()).await.unwrap();
             }
@@ -28,7 +28,7 @@ async fn lines_are_read_by_async_buf_read() {
             guest.power_off().await;
         });
         let mut lines = stream.lines();
-        for line in 0..5000 {
+        for line in 0..many(5000) {
             let read = lines.next_line().await.unwrap();
             assert_eq!(read, Some(format!("line {line}")));
         }
@@ -212,7 +212,7 @@ async fn many_items_of_any_size_keep_within_slots_and_bytes() {
         let mut agent = guest.open().unwrap();
         let mut chunks = Chunks::new(stream);
         let sizes = [1, SMALL / 16, 1, SMALL / 16 + 1, 0, 3, SMALL / 8, SMALL];
-        let total: usize = 200 * sizes.iter().sum::<usize>();
+        let total: usize = many(100) * sizes.iter().sum::<usize>();
         let sent = pattern(total);
         let expected = sent.clone();
         let receiver = tokio::spawn(async move {
@@ -221,7 +221,7 @@ async fn many_items_of_any_size_keep_within_slots_and_bytes() {
             received == expected
         });
         let mut sent = Bytes::from(sent);
-        for size in sizes.iter().cycle().take(200 * sizes.len()) {
+        for size in sizes.iter().cycle().take(many(100) * sizes.len()) {
             chunks.feed(sent.split_to(*size)).await.unwrap();
         }
         chunks.flush().await.unwrap();

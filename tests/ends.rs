@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use common::{SMALL, backend, pair, pattern, watchdog};
+use common::{SMALL, backend, many, pair, pattern, watchdog};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_krun::guest::Guest;
 use tokio_krun::{AgentPort, AgentStream, Options};
@@ -24,7 +24,7 @@ async fn shutdown_delivers_and_closes_writing_without_hanging_up() {
         let (mut stream, port) = AgentStream::new().unwrap();
         let guest = Guest::boot(port);
         let mut agent = guest.open().unwrap();
-        let sent = pattern(300_000);
+        let sent = pattern(many(300_000));
         stream.write_all(&sent).await.unwrap();
         stream.shutdown().await.unwrap();
         assert_broken_pipe(stream.write(b"more").await);
@@ -51,7 +51,7 @@ async fn hang_up_delivers_and_then_the_guest_reads_the_end() {
         let mut agent = guest.open().unwrap();
         agent.write_all(b"before").await.unwrap();
         agent.flush().await.unwrap();
-        let sent = pattern(300_000);
+        let sent = pattern(many(300_000));
         stream.write_all(&sent).await.unwrap();
         stream.hang_up();
         assert_broken_pipe(stream.write(b"more").await);
@@ -102,7 +102,7 @@ async fn dropping_without_hanging_up_discards_and_counts_and_tells_the_guest_not
         drop(stream);
 
         // More than ring and virtqueue hold together.
-        let written = 4 << 20;
+        let written = many(4 << 20);
         agent.write_all(&vec![1; written]).await.unwrap();
         agent.flush().await.unwrap();
         assert_eq!(handle.stats().tx.discarded, written as u64);
@@ -118,7 +118,7 @@ async fn when_the_guest_powers_off_the_host_reads_what_is_left_and_then_the_end(
         let (mut stream, port) = AgentStream::new().unwrap();
         let guest = Guest::boot(port);
         let mut agent = guest.open().unwrap();
-        let sent = pattern(300_000);
+        let sent = pattern(many(300_000));
         agent.write_all(&sent).await.unwrap();
         agent.flush().await.unwrap();
         guest.power_off().await;
@@ -187,7 +187,7 @@ async fn the_exit_hook_holds_the_end_back_until_the_stream_is_dropped() {
         let (mut stream, port) = AgentStream::new().unwrap();
         let hook = port.exit_hook(Duration::MAX);
         let backend = Arc::new(backend(port));
-        let sent = pattern(300_000);
+        let sent = pattern(many(300_000));
         backend.write(&sent).unwrap();
         let krun = thread::spawn({
             let backend = Arc::clone(&backend);

@@ -92,6 +92,7 @@ mod linux {
 
     /// Limits are the whole process's, so the test is a process of its own.
     #[test]
+    #[cfg_attr(miri, ignore = "Miri starts no process")]
     fn without_descriptors_there_is_a_clear_error_and_nothing_left_behind() {
         if env::var_os(CHILD).is_none() {
             let name = "linux::without_descriptors_there_is_a_clear_error_and_nothing_left_behind";
@@ -149,6 +150,7 @@ mod linux {
 
     /// `poll(2)` and the like return early for each; nothing is lost, doubled or given up.
     #[test]
+    #[cfg_attr(miri, ignore = "Miri has no signals")]
     fn signals_in_the_middle_of_waits_change_nothing() {
         const LENGTH: usize = 4 << 20;
         let _deadline = common::deadline();

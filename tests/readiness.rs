@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::BytesMut;
-use common::{SMALL, fill, is_would_block, pair, pattern, watchdog};
+use common::{SMALL, fill, is_would_block, many, pair, pattern, watchdog};
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest, Ready};
 use tokio::task::JoinHandle;
 use tokio_krun::guest::Guest;
@@ -94,7 +94,7 @@ async fn tasks_that_wait_one_after_the_other_are_each_woken() {
             })
             .collect();
         let krun = std::thread::spawn(move || {
-            for _ in 0..10_000 {
+            for _ in 0..many(10_000) {
                 while backend.write(&[1]).is_err() {
                     backend.wait_until_writable();
                 }
@@ -104,7 +104,7 @@ async fn tasks_that_wait_one_after_the_other_are_each_woken() {
             task.await.unwrap();
         }
         krun.join().unwrap();
-        assert_eq!(taken.load(Ordering::Relaxed), 10_000);
+        assert_eq!(taken.load(Ordering::Relaxed), many(10_000));
     })
     .await;
 }
@@ -197,12 +197,15 @@ async fn a_task_that_is_always_ready_gives_way_to_the_others() {
                 }
             }
         });
-        for _ in 0..10_000 {
+        for _ in 0..many(10_000) {
             stream.readable().await.unwrap();
         }
         other.abort();
         let turns = turns.load(Ordering::Relaxed);
-        assert!(turns >= 10_000 / 128, "{turns} turns beside 10,000 waits");
+        assert!(
+            turns >= many(10_000) / 128,
+            "{turns} turns beside 10,000 waits"
+        );
     })
     .await;
 }
@@ -266,6 +269,7 @@ async fn a_vectored_write_stops_at_the_bound_in_the_middle_of_a_buffer() {
 #[tokio::test]
 async fn a_panicking_buffer_loses_nothing() {
     struct Panics;
+    #[expect(unsafe_code, reason = "the trait is unsafe")]
     // SAFETY: it never hands out memory.
     unsafe impl bytes::BufMut for Panics {
         fn remaining_mut(&self) -> usize {
@@ -376,7 +380,7 @@ async fn drained_is_woken_once_however_the_guest_takes_the_bytes() {
 #[tokio::test]
 async fn drained_knows_what_was_taken_from_what_was_thrown_away() {
     watchdog(async {
-        for round in 0..300 {
+        for round in 0..many(300) {
             let (mut stream, backend) = pair();
             stream.write_all(b"x").await.unwrap();
             let taken = round % 2 == 0;
@@ -398,7 +402,7 @@ async fn drained_knows_what_was_taken_from_what_was_thrown_away() {
 #[tokio::test]
 async fn a_guest_that_opens_and_goes_at_once_has_opened() {
     watchdog(async {
-        for _ in 0..300 {
+        for _ in 0..many(300) {
             let (stream, backend) = pair();
             let krun = std::thread::spawn(move || {
                 backend.write(b"x").unwrap();
@@ -453,7 +457,7 @@ async fn a_flooded_stream_leaves_turns_for_a_quiet_one() {
                 }
             }
         });
-        for _ in 0..100 {
+        for _ in 0..many(100) {
             let before = reads.load(Ordering::Relaxed);
             port.write(b"?").unwrap();
             let between = heard.recv().await.unwrap() - before;

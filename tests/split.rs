@@ -4,7 +4,7 @@ mod common;
 
 use std::io;
 
-use common::{SMALL, is_would_block, pattern, watchdog};
+use common::{SMALL, is_would_block, many, pattern, watchdog};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_krun::guest::Guest;
 use tokio_krun::{AgentStream, Options, PortHandle, ReuniteError};
@@ -25,7 +25,7 @@ async fn borrowed_halves_work_at_the_same_time_and_end_nothing() {
             let (mut read, mut write) = tokio::io::split(&mut agent);
             tokio::io::copy(&mut read, &mut write).await.unwrap();
         });
-        let sent = pattern(1 << 20);
+        let sent = pattern(many(1 << 20));
         let mut received = vec![0; sent.len()];
         let (mut read, mut write) = stream.split();
         let (wrote, was_read) =
@@ -54,7 +54,7 @@ async fn owned_halves_work_in_two_tasks_and_are_reunited() {
             tokio::io::copy(&mut read, &mut write).await.unwrap();
         });
         let (mut read, mut write) = stream.into_split();
-        let sent = pattern(1 << 20);
+        let sent = pattern(many(1 << 20));
         let expected = sent.clone();
         let writer = tokio::spawn(async move {
             write.write_all(&sent).await.unwrap();
@@ -102,9 +102,9 @@ async fn read_half_dropped_discards_guest_writes_and_goes_on_writing() {
         agent.flush().await.unwrap();
         let (read, mut write) = stream.into_split();
         drop(read);
-        agent.write_all(&vec![1; 4 << 20]).await.unwrap();
+        agent.write_all(&vec![1; many(4 << 20)]).await.unwrap();
         agent.flush().await.unwrap();
-        assert_eq!(handle.stats().tx.discarded, 6 + (4 << 20));
+        assert_eq!(handle.stats().tx.discarded, 6 + many(4 << 20) as u64);
 
         write.write_all(b"heard").await.unwrap();
         let mut received = [0; 5];

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use common::{Backend, SMALL, backend, fill, pair, pattern, watchdog};
+use common::{Backend, SMALL, backend, fill, many, pair, pattern, watchdog};
 use futures::{SinkExt, StreamExt};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, Interest};
 use tokio_krun::guest::{Guest, GuestPort};
@@ -58,7 +58,7 @@ async fn futures_are_send() {
 }
 
 async fn both_ways_at_once(options: Options) {
-    const LENGTH: usize = 8 * 1024 * 1024;
+    const LENGTH: usize = many(8 << 20);
     let (stream, port) = options.create().unwrap();
     let guest = Guest::boot(port);
     let (mut guest_read, mut guest_write) = tokio::io::split(guest.open().unwrap());
@@ -237,7 +237,7 @@ async fn a_write_takes_what_there_is_room_for() {
 /// of 16 bytes are 250 chunks.
 #[tokio::test]
 async fn a_million_small_writes_fill_the_bytes_and_not_the_slots() {
-    const WRITES: usize = 1_000_000;
+    const WRITES: usize = many(1_000_000);
     let (mut stream, port) = Options::new().capacity(16 * WRITES).create().unwrap();
     let backend = backend(port);
     for _ in 0..WRITES {
@@ -321,14 +321,17 @@ async fn a_flooded_task_gives_way_to_the_others() {
             }
         });
         let mut turns = 0;
-        while reads.load(Ordering::Relaxed) < 10_000 {
+        while reads.load(Ordering::Relaxed) < many(10_000) {
             tokio::task::yield_now().await;
             turns += 1;
         }
         stop.store(true, Ordering::Relaxed);
         reader.await.unwrap();
         // Tokio's budget is 128 operations a turn.
-        assert!(turns >= 10_000 / 128, "{turns} turns beside 10,000 reads");
+        assert!(
+            turns >= many(10_000) / 128,
+            "{turns} turns beside 10,000 reads"
+        );
     })
     .await;
 }
@@ -424,6 +427,7 @@ async fn dropping_the_stream_in_a_waiting_task_frees_it() {
 
 #[cfg(unix)] // there are no descriptors on Windows
 #[tokio::test]
+#[expect(unsafe_code, reason = "krun's trait has a raw descriptor")]
 async fn descriptors_are_close_on_exec() {
     use std::os::fd::{AsFd, BorrowedFd};
 
@@ -438,6 +442,7 @@ async fn descriptors_are_close_on_exec() {
 
 #[cfg(target_os = "linux")] // counts them in /proc
 #[tokio::test]
+#[cfg_attr(miri, ignore = "Miri starts no process")]
 async fn an_idle_stream_has_three_descriptors_and_returns_them() {
     let count = || std::fs::read_dir("/proc/self/fd").unwrap().count();
     // Other tests of this process open and close descriptors meanwhile, so it is counted in a

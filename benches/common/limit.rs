@@ -67,6 +67,7 @@ pub(crate) fn two_copies(
 }
 
 /// All of `source`, if there is room.
+#[expect(unsafe_code, reason = "rtrb's way to write without zeroing first")]
 fn copy_in(producer: &mut Producer<u8>, source: &[u8]) -> bool {
     let Ok(mut chunk) = producer.write_chunk_uninit(source.len()) else {
         return false;

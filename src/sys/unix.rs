@@ -10,6 +10,8 @@
 mod backend;
 mod host_wait;
 mod krun_end;
+#[cfg(any(test, feature = "test-util"))]
+mod readable;
 mod thread_wake;
 mod wake_pipe;
 #[cfg(feature = "test-util")]

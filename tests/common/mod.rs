@@ -2,9 +2,11 @@
 
 #![allow(dead_code)] // each test file uses its own part
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
+use std::pin::pin;
 use std::sync::mpsc;
+use std::task::Poll;
 use std::time::Duration;
 use std::{process, thread};
 
@@ -12,6 +14,11 @@ use tokio_krun::{AgentPort, AgentStream, Options};
 
 /// The least capacity, in a few chunks: quick to fill.
 pub(crate) const SMALL: usize = Options::MIN_CAPACITY;
+
+/// Many of something: fewer under Miri, which takes some thousand times as long for each.
+pub(crate) const fn many(count: usize) -> usize {
+    if cfg!(miri) { count / 16 } else { count }
+}
 
 /// krun's end, or the guest's end of the rings where krun has no end that can be called.
 #[cfg(unix)]
@@ -45,6 +52,9 @@ pub(crate) async fn watchdog<F: Future>(test: F) -> F::Output {
 /// The same for what is not async, until it is dropped.
 pub(crate) fn deadline() -> mpsc::Sender<()> {
     let (done, wait) = mpsc::channel();
+    if cfg!(miri) {
+        return done; // Miri is slow, and says itself when all threads wait for each other.
+    }
     let test = thread::current().name().unwrap_or("?").to_owned();
     thread::spawn(move || {
         if wait.recv_timeout(Duration::from_secs(120)) == Err(mpsc::RecvTimeoutError::Timeout) {
@@ -53,6 +63,29 @@ pub(crate) fn deadline() -> mpsc::Sender<()> {
         }
     });
     done
+}
+
+/// Polls `operation` until it is ready, or drops it when it waits for the `polls`th time.
+pub(crate) async fn cancelled_at<F: Future>(polls: usize, operation: F) -> Option<F::Output> {
+    let mut operation = pin!(operation);
+    let mut left = polls;
+    let output = poll_fn(|cx| match operation.as_mut().poll(cx) {
+        Poll::Ready(output) => Poll::Ready(Some(output)),
+        Poll::Pending => {
+            left -= 1;
+            if left == 0 {
+                Poll::Ready(None)
+            } else {
+                Poll::Pending
+            }
+        }
+    })
+    .await;
+    if output.is_none() {
+        // Whoever is to make it ready needs a turn.
+        tokio::task::yield_now().await;
+    }
+    output
 }
 
 /// Bytes in which each position is recognisable.
@@ -83,7 +116,7 @@ pub(crate) fn fill(backend: &Backend) -> usize {
 }
 
 /// Starts a thread, and returns once it sleeps: what is to wake it has not come too early.
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", not(miri)))]
 pub(crate) fn asleep<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> thread::JoinHandle<T> {
@@ -103,7 +136,7 @@ pub(crate) fn asleep<T: Send + 'static>(
 }
 
 /// Elsewhere a thread cannot be seen to sleep.
-#[cfg(not(target_os = "linux"))]
+#[cfg(any(not(target_os = "linux"), miri))]
 pub(crate) fn asleep<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> thread::JoinHandle<T> {

@@ -49,6 +49,7 @@ impl Input for Backend {
         self.0.read(buf)
     }
 
+    #[expect(unsafe_code, reason = "krun's trait has a raw descriptor")]
     fn wait_until_readable(&mut self) {
         // SAFETY: the descriptor is the backend's, which outlives this call.
         let wake = unsafe { BorrowedFd::borrow_raw(self.0.read_wake_fd()) };

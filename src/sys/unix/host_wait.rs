@@ -1,5 +1,10 @@
 //! How the host's tasks wait for a wake pipe: tokio's `AsyncFd`.
 
+#![expect(
+    unsafe_code,
+    reason = "`AsyncFd::register`, the way that tokio has not deprecated, asks for a promise about the descriptor"
+)]
+
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;

@@ -76,14 +76,14 @@ impl AsFd for WakePipe {
 
 #[cfg(all(test, not(tokio_krun_loom)))]
 mod tests {
-    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    use rustix::event::Timespec;
     use tokio::io::unix::AsyncFd;
 
+    use super::super::readable;
     use super::*;
 
     fn is_readable(wake: &WakePipe) -> bool {
-        let mut fds = [PollFd::new(wake, PollFlags::IN)];
-        poll(&mut fds, Some(&Timespec::default())).unwrap() > 0
+        readable::is_any_readable(&[wake.as_fd()], Some(&Timespec::default())).unwrap()
     }
 
     /// Fills it to where a write would wait.
@@ -112,6 +112,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(unsafe_code, reason = "as in `host_wait.rs`")]
     fn a_signal_to_a_full_one_does_not_wait_and_is_an_edge() {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()

@@ -5,15 +5,14 @@
 //! which krun relies makes the worker panic here, where krun would spin, lose data or hang.
 
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use rustix::event::{PollFd, PollFlags, poll};
 use tokio::sync::oneshot;
 
-use super::{AgentConsoleBackend, WakePipe};
+use super::{AgentConsoleBackend, WakePipe, readable};
 use crate::guest::Virtqueues;
 use crate::shared::Wake;
 
@@ -159,11 +158,7 @@ fn wait_until_readable(backend: &AgentConsoleBackend, stop_wake: &WakePipe) {
         backend.wake_fd().as_raw_fd(),
         "krun would poll another descriptor than before"
     );
-    let mut descriptors = [
-        PollFd::from_borrowed_fd(backend.wake_fd(), PollFlags::IN),
-        PollFd::new(stop_wake, PollFlags::IN),
-    ];
-    match poll(&mut descriptors, None) {
+    match readable::is_any_readable(&[backend.wake_fd(), stop_wake.as_fd()], None) {
         Ok(_) | Err(rustix::io::Errno::INTR) => {}
         Err(error) => panic!("failed to poll: {error}"),
     }

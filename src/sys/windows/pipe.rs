@@ -1,5 +1,10 @@
 //! The pipe's server end: its name, who may open it, and what tokio's type does not offer.
 
+#![expect(
+    unsafe_code,
+    reason = "tokio takes a pipe's security attributes as a pointer, and has no way to ask for the client's process or to cancel a read"
+)]
+
 mod security;
 
 use std::io;

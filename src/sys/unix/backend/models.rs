@@ -2,19 +2,21 @@
 //! drains it.
 
 use std::io::IoSlice;
+use std::os::fd::AsFd;
 
 use loom::thread;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::Timespec;
 
 use super::*;
+use crate::sys::unix::readable;
 
 /// As `poll(2)` without a limit. loom cannot see that sleep, so it is for the next signal to be counted.
 fn wait_until_readable(backend: &AgentConsoleBackend) {
     let rx_data = &backend.shared.rx_data;
     loop {
         let before = rx_data.signals();
-        let mut fds = [PollFd::new(rx_data.wake(), PollFlags::IN)];
-        if poll(&mut fds, Some(&Timespec::default())).unwrap() > 0 {
+        let now = Timespec::default();
+        if readable::is_any_readable(&[rx_data.wake().as_fd()], Some(&now)).unwrap() {
             return;
         }
         rx_data.wait_beyond(before);

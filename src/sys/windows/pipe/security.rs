@@ -1,5 +1,10 @@
 //! A security descriptor that lets in the current user alone.
 
+#![expect(
+    unsafe_code,
+    reason = "a security descriptor comes from calls of Windows alone"
+)]
+
 use std::io;
 use std::mem;
 use std::os::windows::io::{AsRawHandle, FromRawHandle, OwnedHandle};

@@ -1,0 +1,63 @@
+//! Any operations on both ends of a stream, in any order, held against two plain queues.
+
+#![no_main]
+
+#[path = "../../tests/common/mod.rs"]
+mod common;
+#[path = "../../tests/common/script.rs"]
+mod script;
+
+use common::SMALL;
+use libfuzzer_sys::arbitrary::{Result, Unstructured};
+use libfuzzer_sys::fuzz_target;
+use script::Step;
+
+fn length(u: &mut Unstructured<'_>) -> Result<usize> {
+    let edge = [0, 1, 2048, 4096, SMALL - 4096, SMALL, 3 * SMALL];
+    Ok(match u.arbitrary::<u8>()? {
+        // About an edge: a chunk is 4 KiB, and half of one is copied.
+        kind @ 0..128 => edge[kind as usize / 16 % edge.len()] + kind as usize % 16,
+        128..192 => u.int_in_range(0..=255)?,
+        192.. => u.int_in_range(0..=20_000)?,
+    })
+}
+
+fn step(u: &mut Unstructured<'_>) -> Result<Step> {
+    Ok(match u.int_in_range(0..=22)? {
+        0..=1 => Step::GuestWrite(length(u)?),
+        2..=3 => Step::GuestRead(length(u)?),
+        4 => Step::TryRead(length(u)?),
+        5 => Step::TryReadBuf(length(u)?),
+        6 => Step::TryReadVectored(length(u)?, length(u)?),
+        7 => Step::Read(length(u)?),
+        8 => Step::FillBuf(length(u)?),
+        9..=10 => Step::Chunk(u.arbitrary()?),
+        11 => Step::DropHeld,
+        12 => Step::TryWrite(length(u)?),
+        13 => Step::TryWriteVectored(length(u)?, length(u)?),
+        14 => Step::Write(length(u)?),
+        15 => Step::SendChunk(length(u)?),
+        16 => Step::Reunite,
+        17 => Step::GuestGoes,
+        18 => Step::ShutDown,
+        19 => Step::HangUp,
+        20 => Step::DropRead,
+        21 => Step::DropWrite,
+        _ => Step::GuestRead(SMALL),
+    })
+}
+
+fuzz_target!(|data: &[u8]| {
+    let mut u = Unstructured::new(data);
+    let mut steps = Vec::new();
+    while !u.is_empty() && steps.len() < 200 {
+        let Ok(step) = step(&mut u) else { break };
+        steps.push(step);
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .build()
+        .unwrap();
+    let _guard = runtime.enter();
+    script::play(&steps);
+});
