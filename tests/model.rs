@@ -59,7 +59,7 @@ proptest! {
     #![proptest_config(ProptestConfig {
         failure_persistence: None,
         // `PROPTEST_CASES` sets another number.
-        ..ProptestConfig::with_cases(if cfg!(miri) { 4 } else { 400 })
+        ..ProptestConfig::with_cases(if cfg!(miri) { 2 } else { 400 })
     })]
 
     #[test]

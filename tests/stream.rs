@@ -58,7 +58,7 @@ async fn futures_are_send() {
 }
 
 async fn both_ways_at_once(options: Options) {
-    const LENGTH: usize = many(8 << 20);
+    const LENGTH: usize = if cfg!(miri) { 4 * SMALL } else { 8 << 20 };
     let (stream, port) = options.create().unwrap();
     let guest = Guest::boot(port);
     let (mut guest_read, mut guest_write) = tokio::io::split(guest.open().unwrap());
@@ -236,8 +236,9 @@ async fn a_write_takes_what_there_is_room_for() {
 /// If each took a slot, the slots would come to their end long before the bytes: a million descriptors
 /// of 16 bytes are 250 chunks.
 #[tokio::test]
+#[cfg_attr(miri, ignore = "a million is too much for Miri")]
 async fn a_million_small_writes_fill_the_bytes_and_not_the_slots() {
-    const WRITES: usize = many(1_000_000);
+    const WRITES: usize = 1_000_000;
     let (mut stream, port) = Options::new().capacity(16 * WRITES).create().unwrap();
     let backend = backend(port);
     for _ in 0..WRITES {
