@@ -428,6 +428,7 @@ async fn dropping_the_stream_in_a_waiting_task_frees_it() {
 
 #[cfg(unix)] // there are no descriptors on Windows
 #[tokio::test]
+#[cfg_attr(miri, ignore = "Miri does not know all of fcntl")]
 #[expect(unsafe_code, reason = "krun's trait has a raw descriptor")]
 async fn descriptors_are_close_on_exec() {
     use std::os::fd::{AsFd, BorrowedFd};
