@@ -57,6 +57,8 @@
 //!   without the VMM.
 //! - `test-util`: the module `guest`, a guest in this process, to test a host
 //!   program without a VM.
+//! - `tonic`: [`AgentStream`] as a connection of a tonic 0.14 server (`Connected`); a client needs no
+//!   feature.
 //! - `tracing`: events of a stream's life (created, opened, hung up, gone) at level `debug`, never
 //!   any payload.
 //!
@@ -90,6 +92,8 @@ mod stats;
 mod stream;
 mod sync;
 mod sys;
+#[cfg(feature = "tonic")]
+mod tonic;
 mod trace;
 
 pub use chunks::{Chunks, ReadChunks, WriteChunks};

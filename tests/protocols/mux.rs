@@ -1,0 +1,91 @@
+//! 64 streams over one, with yamux through `tokio_util::compat`.
+
+use std::future::poll_fn;
+
+use futures::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::compat::TokioAsyncReadCompatExt;
+use yamux::{Config, Connection, Mode, Stream};
+
+use crate::common::{pattern, watchdog};
+use crate::vm;
+
+const STREAMS: usize = 64;
+
+/// Opens streams, and drives the connection that carries them until the other side ends it.
+async fn client(
+    io: impl AsyncRead + AsyncWrite + Unpin,
+    opened: tokio::sync::mpsc::Sender<Stream>,
+) {
+    let mut connection = Connection::new(io.compat(), Config::default(), Mode::Client);
+    for _ in 0..STREAMS {
+        let stream = poll_fn(|cx| connection.poll_new_outbound(cx))
+            .await
+            .unwrap();
+        opened.send(stream).await.unwrap();
+    }
+    drop(opened);
+    // It makes the streams' progress, and ends with the other side.
+    match poll_fn(|cx| connection.poll_next_inbound(cx)).await {
+        None | Some(Err(yamux::ConnectionError::Closed)) => {}
+        Some(Ok(_)) => panic!("a stream that nobody asked for"),
+        Some(Err(error)) => panic!("{error}"),
+    }
+}
+
+/// Sends back what comes, on each stream.
+async fn echo(
+    io: impl AsyncRead + AsyncWrite + Unpin,
+    mut stop: tokio::sync::oneshot::Receiver<()>,
+) {
+    let mut connection = Connection::new(io.compat(), Config::default(), Mode::Server);
+    loop {
+        tokio::select! {
+            inbound = poll_fn(|cx| connection.poll_next_inbound(cx)) => {
+                let stream = inbound.unwrap().unwrap();
+                tokio::spawn(async move {
+                    let (mut read, mut write) = stream.split();
+                    futures::io::copy(&mut read, &mut write).await.unwrap();
+                    write.close().await.unwrap();
+                });
+            }
+            _ = &mut stop => break,
+        }
+    }
+    poll_fn(|cx| connection.poll_close(cx)).await.unwrap();
+}
+
+#[tokio::test]
+async fn sixty_four_streams_over_one() {
+    watchdog(async {
+        let (stream, agent) = vm();
+        let (stop, stopped) = tokio::sync::oneshot::channel();
+        let server = tokio::spawn(echo(agent, stopped));
+        let (opened, mut streams) = tokio::sync::mpsc::channel(STREAMS);
+        let client = tokio::spawn(client(stream, opened));
+        let mut users = Vec::new();
+        while let Some(stream) = streams.recv().await {
+            let sent = pattern(10_000 + 1_000 * users.len());
+            users.push(tokio::spawn(async move {
+                let (mut read, mut write) = stream.split();
+                let expected = sent.clone();
+                let sender = tokio::spawn(async move {
+                    write.write_all(&sent).await.unwrap();
+                    write.close().await.unwrap();
+                });
+                let mut received = Vec::new();
+                read.read_to_end(&mut received).await.unwrap();
+                assert!(received == expected);
+                sender.await.unwrap();
+            }));
+        }
+        assert_eq!(users.len(), STREAMS);
+        for user in users {
+            user.await.unwrap();
+        }
+        stop.send(()).unwrap();
+        server.await.unwrap();
+        client.await.unwrap();
+    })
+    .await;
+}

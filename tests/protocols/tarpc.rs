@@ -1,0 +1,71 @@
+//! tarpc, over `serde_transport` in JSON.
+
+use futures::StreamExt;
+use tarpc::context::{self, Context};
+use tarpc::server::{BaseChannel, Channel};
+use tarpc::tokio_serde::formats::Json;
+use tarpc::tokio_util::codec::{Framed, LengthDelimitedCodec};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use crate::common::watchdog;
+use crate::vm;
+
+#[tarpc::service]
+trait Agent {
+    async fn length(text: String) -> usize;
+    async fn repeat(text: String, times: usize) -> String;
+}
+
+#[derive(Clone)]
+struct InGuest;
+
+impl Agent for InGuest {
+    async fn length(self, _: Context, text: String) -> usize {
+        text.len()
+    }
+
+    async fn repeat(self, _: Context, text: String, times: usize) -> String {
+        text.repeat(times)
+    }
+}
+
+fn frames<T: AsyncRead + AsyncWrite>(io: T) -> Framed<T, LengthDelimitedCodec> {
+    Framed::new(io, LengthDelimitedCodec::new())
+}
+
+#[tokio::test]
+async fn tarpc_calls_several_at_once() {
+    watchdog(async {
+        let (stream, agent) = vm();
+        let transport = tarpc::serde_transport::new(frames(agent), Json::default());
+        let server = tokio::spawn(
+            BaseChannel::with_defaults(transport)
+                .execute(InGuest.serve())
+                .for_each(async |answer| {
+                    tokio::spawn(answer);
+                }),
+        );
+        let transport = tarpc::serde_transport::new(frames(stream), Json::default());
+        let client = AgentClient::new(tarpc::client::Config::default(), transport).spawn();
+        let calls: Vec<_> = (0..50)
+            .map(|times| {
+                let client = client.clone();
+                tokio::spawn(async move {
+                    let text = client
+                        .repeat(context::current(), "ab".into(), 100 * times)
+                        .await;
+                    let text = text.unwrap();
+                    let length = client.length(context::current(), text).await;
+                    assert_eq!(length.unwrap(), 200 * times);
+                })
+            })
+            .collect();
+        for call in calls {
+            call.await.unwrap();
+        }
+        // The client's end of the connection ends the server's.
+        drop(client);
+        server.await.unwrap();
+    })
+    .await;
+}

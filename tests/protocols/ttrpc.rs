@@ -1,0 +1,70 @@
+//! ttrpc, the protocol of Kata's agent, whose sockets must be `Sync`.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use futures::{StreamExt, stream};
+use tokio_krun::AgentStream;
+use ttrpc::asynchronous::transport::{Listener, Socket};
+use ttrpc::asynchronous::{Client, MethodHandler, Server, Service, TtrpcContext};
+use ttrpc::{Request, Response};
+
+use crate::common::{pattern, watchdog};
+use crate::vm;
+
+struct Reverse;
+
+#[async_trait]
+impl MethodHandler for Reverse {
+    async fn handler(&self, _: TtrpcContext, request: Request) -> ttrpc::Result<Response> {
+        let mut response = Response::new();
+        response.payload = request.payload.into_iter().rev().collect();
+        Ok(response)
+    }
+}
+
+#[tokio::test]
+async fn ttrpc_calls_several_at_once() {
+    fn is_sync<T: Sync>() {}
+    is_sync::<AgentStream>();
+    watchdog(async {
+        let (stream, agent) = vm();
+        let methods: HashMap<String, Box<dyn MethodHandler + Send + Sync>> =
+            HashMap::from([("Reverse".to_owned(), Box::new(Reverse) as _)]);
+        let service = Service {
+            methods,
+            streams: HashMap::new(),
+        };
+        let mut server = Server::new()
+            .add_listener(Listener::new(
+                stream::iter([Ok(agent)]).chain(stream::pending()),
+            ))
+            .register_service(HashMap::from([("agent.Agent".to_owned(), service)]));
+        server.start().await.unwrap();
+        let client = Arc::new(Client::new(Socket::new(stream)));
+        let calls: Vec<_> = (0..30)
+            .map(|call| {
+                let client = Arc::clone(&client);
+                tokio::spawn(async move {
+                    let mut payload = pattern(1_000 * call);
+                    let mut request = Request::new();
+                    request.service = "agent.Agent".to_owned();
+                    request.method = "Reverse".to_owned();
+                    request.payload = payload.clone();
+                    let response = client.request(request).await.unwrap();
+                    payload.reverse();
+                    assert!(response.payload == payload, "call {call}");
+                })
+            })
+            .collect();
+        for call in calls {
+            call.await.unwrap();
+        }
+        let unknown = client.request(Request::new()).await.unwrap_err();
+        assert!(matches!(unknown, ttrpc::Error::RpcStatus(_)), "{unknown}");
+        drop(client);
+        server.shutdown().await.unwrap();
+    })
+    .await;
+}
