@@ -42,6 +42,7 @@ where
         let body = Bytes::from(pattern(length));
         let request = Request::post("/echo").header("host", "agent");
         let request = request.body(Full::new(body.clone())).unwrap();
+        requests.ready().await.unwrap();
         let response = requests.send_request(request).await.unwrap();
         assert_eq!(response.status(), StatusCode::OK);
         let mut received = Vec::new();
@@ -53,6 +54,7 @@ where
     }
     let request = Request::get("/").header("host", "agent");
     let request = request.body(Full::default()).unwrap();
+    requests.ready().await.unwrap();
     let response = requests.send_request(request).await.unwrap();
     assert_eq!(response.status(), StatusCode::NOT_FOUND);
     // The client's end of the connection ends the server's.

@@ -1,0 +1,95 @@
+//! gRPC with tonic, to a server in the guest: a call that streams both ways. What `tonic-build` would generate
+//! from a `.proto` is written out here.
+//!
+//! `cargo run --example grpc`
+
+use std::convert::Infallible;
+use std::error::Error;
+use std::io;
+
+use futures::{Stream, StreamExt, stream};
+use hyper_util::rt::TokioIo;
+use tokio_krun::AgentStream;
+use tokio_krun::guest::{Guest, GuestPort};
+use tonic::transport::{Channel, Endpoint, Server};
+use tonic::{Request, Response, Status, Streaming};
+use tonic_prost::ProstCodec;
+use tower::service_fn;
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Command {
+    #[prost(string, tag = "1")]
+    line: String,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Output {
+    #[prost(int32, tag = "1")]
+    status: i32,
+    #[prost(string, tag = "2")]
+    text: String,
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let (stream, port) = AgentStream::new()?;
+    // With a VM this is `VmBuilder::console(|console| port.attach(console, "agent"))`.
+    let guest = Guest::boot(port);
+    let agent = tokio::spawn(agent(guest.open()?));
+
+    let mut client = tonic::client::Grpc::new(connect(stream).await?);
+    client.ready().await?;
+    let commands = stream::iter(["uname", "reboot"]).map(|line| Command { line: line.into() });
+    let path = hyper::http::uri::PathAndQuery::from_static("/agent.Agent/Run");
+    let codec = ProstCodec::<Command, Output>::default();
+    let answer = client
+        .streaming(Request::new(commands), path, codec)
+        .await?;
+    let mut outputs = answer.into_inner();
+    while let Some(output) = outputs.message().await? {
+        println!("{}: {}", output.status, output.text);
+    }
+    // The last of the channel's users: it ends the connection, and that the server.
+    drop((client, outputs));
+    agent.await??;
+    Ok(())
+}
+
+/// A channel over the one connection there is: it cannot be made again.
+async fn connect(stream: AgentStream) -> Result<Channel, tonic::transport::Error> {
+    let mut stream = Some(stream);
+    let connector = service_fn(move |_| {
+        let io = stream.take().map(TokioIo::new);
+        std::future::ready(io.ok_or(io::Error::from(io::ErrorKind::NotConnected)))
+    });
+    // The address is for the headers alone.
+    Endpoint::from_static("http://agent")
+        .connect_with_connector(connector)
+        .await
+}
+
+/// The program inside. A server on the host is the same with the `AgentStream`, for which the feature `tonic`
+/// has `Connected`.
+async fn agent(port: GuestPort) -> Result<(), tonic::transport::Error> {
+    let service = service_fn(async |request: hyper::Request<tonic::body::Body>| {
+        let mut grpc = tonic::server::Grpc::new(ProstCodec::<Output, Command>::default());
+        Ok::<_, Infallible>(grpc.streaming(service_fn(run), request).await)
+    });
+    let incoming = stream::iter([Ok::<_, Infallible>(port)]);
+    Server::builder()
+        .serve_with_incoming(service, incoming)
+        .await
+}
+
+async fn run(
+    commands: Request<Streaming<Command>>,
+) -> Result<Response<impl Stream<Item = Result<Output, Status>>>, Status> {
+    let outputs = commands.into_inner().map(|command| {
+        let (status, text) = match &*command?.line {
+            "uname" => (0, "Linux".to_owned()),
+            other => (126, format!("{other}: permission denied")),
+        };
+        Ok(Output { status, text })
+    });
+    Ok(Response::new(outputs))
+}

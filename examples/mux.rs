@@ -1,0 +1,84 @@
+//! Independent streams over the one channel, with yamux: each with backpressure of its own and its own end.
+//!
+//! `cargo run --example mux`; `relay` is the same with clients of other processes.
+
+use std::error::Error;
+use std::future::poll_fn;
+use std::io;
+
+use futures::{AsyncReadExt, AsyncWriteExt, StreamExt, stream};
+use tokio_krun::AgentStream;
+use tokio_krun::guest::{Guest, GuestPort};
+use tokio_util::compat::TokioAsyncReadCompatExt;
+use yamux::{Config, Connection, Mode, Stream};
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let (stream, port) = AgentStream::new()?;
+    // With a VM this is `VmBuilder::console(|console| port.attach(console, "agent"))`.
+    let guest = Guest::boot(port);
+    let agent = tokio::spawn(agent(guest.open()?));
+
+    let mut connection = Connection::new(stream.compat(), Config::default(), Mode::Client);
+    let mut calls = Vec::new();
+    for name in ["build", "test", "deploy"] {
+        let stream = poll_fn(|cx| connection.poll_new_outbound(cx)).await?;
+        calls.push(tokio::spawn(call(stream, name)));
+    }
+    // Whoever holds the connection makes all its streams' progress.
+    let (stop, mut stopped) = tokio::sync::oneshot::channel::<()>();
+    let driver = tokio::spawn(async move {
+        tokio::select! {
+            // Ends if the agent goes; it opens no streams itself.
+            _ = poll_fn(|cx| connection.poll_next_inbound(cx)) => {}
+            _ = &mut stopped => {}
+        }
+        poll_fn(|cx| connection.poll_close(cx)).await
+    });
+    for call in calls {
+        print!("{}", call.await??);
+    }
+    drop(stop);
+    driver.await??;
+    agent.await??;
+    Ok(())
+}
+
+/// Sends a line, and reads to the end of the stream.
+async fn call(mut stream: Stream, name: &str) -> io::Result<String> {
+    stream.write_all(name.as_bytes()).await?;
+    stream.close().await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    Ok(answer)
+}
+
+/// The program inside.
+async fn agent(port: GuestPort) -> Result<(), yamux::ConnectionError> {
+    let mut connection = Connection::new(port.compat(), Config::default(), Mode::Server);
+    stream::poll_fn(|cx| connection.poll_next_inbound(cx))
+        .for_each_concurrent(None, async |stream| {
+            let answered = match stream {
+                Ok(stream) => answer(stream).await,
+                Err(error) => Err(io::Error::other(error)),
+            };
+            if let Err(error) = answered {
+                eprintln!("a stream has failed: {error}");
+            }
+        })
+        .await;
+    Ok(())
+}
+
+async fn answer(mut stream: Stream) -> io::Result<()> {
+    let mut name = String::new();
+    // It may be anything: no more than this is read.
+    let mut start = AsyncReadExt::take(&mut stream, 100);
+    start.read_to_string(&mut name).await?;
+    for step in 1..=3 {
+        stream
+            .write_all(format!("{name}: step {step}\n").as_bytes())
+            .await?;
+    }
+    stream.close().await
+}
