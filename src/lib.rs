@@ -51,6 +51,82 @@
 //! krun's threads demand, and how it is met, is listed in the documentation of krun's end of the
 //! port: `AgentConsoleBackend` on Linux and macOS, `AgentConsolePipeBridge` on Windows.
 //!
+//! # Composing
+//!
+//! | to speak | wrap the stream in |
+//! | --- | --- |
+//! | frames of bytes, or of messages with serde | [`Framed`] with `LengthDelimitedCodec` |
+//! | lines, JSON by lines | [`Framed`] with `LinesCodec`, or `AsyncBufReadExt` on the stream itself |
+//! | HTTP/1, HTTP/2 | hyper-util's `TokioIo`, then hyper's `handshake` or `serve_connection` |
+//! | gRPC | `TokioIo` in a tonic `connect_with_connector`; for a server on the host, the feature `tonic` and `serve_with_incoming` |
+//! | several streams at once | [`compat`], then a yamux `Connection` |
+//! | tarpc, ttrpc | `tarpc::serde_transport::new` with frames; `ttrpc::asynchronous::transport::Socket::new` |
+//!
+//! There is one port, and it is one connection: a client library's pool must not try to open another. Each of these has an
+//! example or a test in the repository (`examples/`, `tests/protocols/`).
+//!
+//! [`Framed`]: https://docs.rs/tokio-util/0.7/tokio_util/codec/struct.Framed.html
+//! [`compat`]: https://docs.rs/tokio-util/0.7/tokio_util/compat/index.html
+//!
+//! # Backpressure
+//!
+//! Each direction holds [`Options::capacity`] bytes. When the host does not read, the guest's writes wait, in the
+//! guest: its agent blocks or sees no room, and the host's memory does not grow. When the guest does not
+//! read, [`write`](tokio::io::AsyncWriteExt::write) waits on the host. A protocol in which both sides write before they
+//! read can so come to a stop, as over any socket: read and write in different tasks, with
+//! [`into_split`](AgentStream::into_split) or `StreamExt::split`. [`stats`](AgentStream::stats) tells which
+//! direction is full.
+//!
+//! # Testing without a VM
+//!
+//! With the feature `test-util`, [`guest::Guest`] runs krun's calls in this process, on two threads as krun does, so that what a
+//! test of a host program sees is the stream itself and no imitation of it:
+//!
+//! ```
+//! use tokio::io::{AsyncReadExt, AsyncWriteExt};
+//! use tokio_krun::{AgentStream, guest::Guest};
+//!
+//! /// What is to be tested: any code that takes a stream.
+//! async fn uptime(mut agent: AgentStream) -> std::io::Result<u64> {
+//!     agent.write_all(b"uptime\n").await?;
+//!     agent.read_u64().await
+//! }
+//!
+//! # /*
+//! #[tokio::test]
+//! # */
+//! # #[tokio::main(flavor = "current_thread")]
+//! async fn uptime_is_asked_for() {
+//!     let (stream, port) = AgentStream::new().unwrap();
+//!     let guest = Guest::boot(port);
+//!     let mut agent = guest.open().unwrap();
+//!     let host = tokio::spawn(uptime(stream));
+//!     let mut request = [0; 7];
+//!     agent.read_exact(&mut request).await.unwrap();
+//!     assert_eq!(&request, b"uptime\n");
+//!     agent.write_u64(42).await.unwrap();
+//!     assert_eq!(host.await.unwrap().unwrap(), 42);
+//!     guest.power_off().await;
+//! }
+//! # uptime_is_asked_for();
+//! ```
+//!
+//! # Troubleshooting
+//!
+//! - **Nothing arrives, either way.** Wait for [`guest_opened`](AgentStream::guest_opened). If it never resolves, the
+//!   agent has not opened the port: in the guest, `/sys/class/virtio-ports/*/name` must list the name given to
+//!   [`AgentPort::attach`], and the agent opens `/dev/vportNpM` of that entry. If it fails, the VM has ended before.
+//! - **The guest opened, and what it writes does not come.** `stats().tx` tells: `queued` bytes are in the ring and nobody
+//!   reads; no bytes at all are still in the guest (a `stdout` that is not flushed, for one).
+//! - **The agent hangs in `write`.** The host does not read (`stats().tx.full` counts), or has hung up: then Linux lets
+//!   nobody write to the port any more, and a blocking write never returns. An agent that is to end with its host
+//!   opens the port with `O_NONBLOCK` and polls it: a hang-up is `POLLHUP`.
+//! - **The last bytes before a power-off are missing.** What krun had not handed over is lost with the VM: let the agent wait for an
+//!   answer to its last words, and give the VM the port's [exit hook](AgentPort::exit_hook).
+//! - **The process ends before the end of the file is read.** krun ends it as the VM ends: the exit hook again.
+//! - **The VM does not pause, or does not stop.** krun waits for its TX thread, and that for room: read, drop the stream, or
+//!   [`quiesce`](PortHandle::quiesce) it.
+//!
 //! # Features
 //!
 //! - `msb_krun` (default): attaching to a VM. Without it the stream and the in-process guest build
