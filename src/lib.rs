@@ -131,6 +131,7 @@
 //!
 //! - `msb_krun` (default): attaching to a VM. Without it the stream and the in-process guest build
 //!   without the VMM.
+//! - `guest`: the module `agent`, the guest's end of the port for the agent inside a Linux VM.
 //! - `test-util`: the module `guest`, a guest in this process, to test a host
 //!   program without a VM.
 //! - `tonic`: [`AgentStream`] as a connection of a tonic 0.14 server (`Connected`); a client needs no
@@ -153,6 +154,9 @@
 #![warn(missing_docs, unreachable_pub)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+#[cfg(all(feature = "guest", target_os = "linux", not(tokio_krun_loom)))]
+#[cfg_attr(docsrs, doc(cfg(all(feature = "guest", target_os = "linux"))))]
+pub mod agent;
 mod chunks;
 mod error;
 #[cfg(feature = "test-util")]

@@ -8,6 +8,7 @@
 mod ends;
 #[path = "agent/src/pattern.rs"]
 mod pattern;
+mod protocols;
 mod scenarios;
 mod soak;
 mod vm;
@@ -45,7 +46,9 @@ pub(crate) fn main() -> ExitCode {
 }
 
 fn tests() -> impl Iterator<Item = &'static (&'static str, scenarios::Scenario)> {
-    scenarios::ALL.iter().chain(ends::ALL).chain(soak::ALL)
+    [scenarios::ALL, ends::ALL, protocols::ALL, soak::ALL]
+        .into_iter()
+        .flatten()
 }
 
 /// Runs one test in a process that its VM may end.

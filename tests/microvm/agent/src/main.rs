@@ -7,6 +7,7 @@
 mod bench;
 mod pattern;
 mod port;
+mod protocols;
 mod remote;
 mod scenario;
 

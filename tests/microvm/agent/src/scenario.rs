@@ -13,6 +13,7 @@ use crate::Log;
 use crate::bench::bench;
 use crate::pattern::{FROM_GUEST, FROM_HOST, Pattern};
 use crate::port::{AGENT, Port, end_of_file};
+use crate::protocols;
 use crate::remote::remote;
 
 /// The most that Linux takes of one `write` to a port.
@@ -32,6 +33,9 @@ pub fn play(name: &str, log: &mut Log) -> io::Result<()> {
         "stall" => stall(log),
         "remote" => remote(log),
         "bench" => bench(),
+        "cbor" => protocols::run(protocols::cbor()),
+        "mux" => protocols::run(protocols::mux()),
+        "writer" => protocols::run(protocols::writer(log)),
         _ => Err(io::Error::new(
             io::ErrorKind::InvalidInput,
             "no such scenario",

@@ -1,0 +1,70 @@
+//! Protocols on tokio, over the crate's own end of the port.
+
+use std::future::poll_fn;
+use std::io;
+
+use ciborium::value::Value;
+use futures::{AsyncReadExt, AsyncWriteExt, SinkExt, StreamExt};
+use tokio::io::AsyncWriteExt as _;
+use tokio_krun::agent::VirtioPort;
+use tokio_util::bytes::Bytes;
+use tokio_util::codec::{Framed, LengthDelimitedCodec};
+use tokio_util::compat::TokioAsyncReadCompatExt;
+use yamux::{Config, Connection, Mode};
+
+use crate::Log;
+use crate::port::AGENT;
+
+/// `work` on a runtime of one thread.
+pub fn run(work: impl Future<Output = io::Result<()>>) -> io::Result<()> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?
+        .block_on(work)
+}
+
+/// Answers each message in CBOR, an array of integers, with another: how many there were, and their sum.
+/// Ends at the end of the file, after which a write must fail.
+pub async fn cbor() -> io::Result<()> {
+    let port = VirtioPort::open(AGENT).await?;
+    let mut frames = Framed::new(port, LengthDelimitedCodec::new());
+    while let Some(frame) = frames.next().await {
+        let numbers: Vec<i64> = ciborium::from_reader(&frame?[..]).map_err(io::Error::other)?;
+        let reply = [numbers.len() as i64, numbers.iter().sum()].map(Value::from);
+        let mut bytes = Vec::new();
+        ciborium::into_writer(&Value::Array(reply.into()), &mut bytes).map_err(io::Error::other)?;
+        frames.send(Bytes::from(bytes)).await?;
+    }
+    is_broken_pipe(frames.into_inner().write_all(b"nobody hears this").await)
+}
+
+/// Writes until the host hangs up: also a write that waits for room must end then.
+pub async fn writer(log: &mut Log) -> io::Result<()> {
+    let mut port = VirtioPort::open(AGENT).await?;
+    let written = port.write_all(&vec![7; 64 * 1024 * 1024]).await;
+    log.say(format_args!("a write that waited: {written:?}"));
+    is_broken_pipe(written)
+}
+
+fn is_broken_pipe(written: io::Result<()>) -> io::Result<()> {
+    match written {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        Err(error) => Err(error),
+        Ok(()) => Err(io::Error::other("a write to a host that had hung up")),
+    }
+}
+
+/// Sends back what comes, on each of any number of streams.
+pub async fn mux() -> io::Result<()> {
+    let port = VirtioPort::open(AGENT).await?;
+    let mut connection = Connection::new(port.compat(), Config::default(), Mode::Server);
+    while let Some(stream) = poll_fn(|cx| connection.poll_next_inbound(cx)).await {
+        let stream = stream.map_err(io::Error::other)?;
+        tokio::spawn(async move {
+            let (mut read, mut write) = AsyncReadExt::split(stream);
+            futures::io::copy(&mut read, &mut write).await?;
+            write.close().await
+        });
+    }
+    Ok(())
+}
