@@ -1,8 +1,8 @@
 //! Many local clients share one agent: each connection to a Unix socket (on Windows, a named pipe) becomes a
 //! stream of its own, multiplexed by yamux over the agent's channel.
 //!
-//! `cargo run --example relay` puts a load on it: 128 clients at once, with an agent that sends back what it
-//! gets. Backpressure goes the whole way: a client that does not read fills its own yamux window, and
+//! `cargo run --example relay [ROUNDS]` puts a load on it: 128 clients at once, with an agent that sends back
+//! what it gets. Backpressure goes the whole way: a client that does not read fills its own yamux window, and
 //! nobody else's.
 
 #[path = "relay/agent.rs"]
@@ -73,6 +73,9 @@ async fn relay(
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
+    let rounds = std::env::args()
+        .nth(1)
+        .map_or(Ok(200), |rounds| rounds.parse())?;
     let (stream, port) = AgentStream::new()?;
     // With a VM this is `VmBuilder::console(|console| port.attach(console, "agent"))`.
     let vm = tokio::spawn(agent::run(Guest::boot(port)));
@@ -81,7 +84,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let listener = local::Listener::bind(&address)?;
     let (stop, stopped) = oneshot::channel::<()>();
     let load = tokio::spawn(async move {
-        let report = load::run(address).await;
+        let report = load::run(address, rounds).await;
         drop(stop);
         report
     });

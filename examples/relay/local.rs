@@ -3,9 +3,9 @@
 use std::io;
 
 #[cfg(unix)]
-pub use unix::{Address, Listener, address, connect};
+pub use unix::{Address, HALF_CLOSES, Listener, address, connect};
 #[cfg(windows)]
-pub use windows::{Address, Listener, address, connect};
+pub use windows::{Address, HALF_CLOSES, Listener, address, connect};
 
 #[cfg(unix)]
 mod unix {
@@ -16,6 +16,9 @@ mod unix {
     use super::*;
 
     pub type Address = PathBuf;
+
+    /// A client may end its own direction and go on reading.
+    pub const HALF_CLOSES: bool = true;
 
     /// The file is removed with it.
     pub struct Listener(UnixListener, PathBuf);
@@ -54,6 +57,9 @@ mod windows {
     use super::*;
 
     pub type Address = String;
+
+    /// A pipe has one end for both directions.
+    pub const HALF_CLOSES: bool = false;
 
     /// There is always an instance that waits for a client.
     pub struct Listener(NamedPipeServer, String);
