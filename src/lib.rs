@@ -176,6 +176,11 @@ mod sys;
 mod tonic;
 mod trace;
 
+/// Its examples compile.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/migration.md")]
+struct Migration;
+
 pub use chunks::{Chunks, ReadChunks, WriteChunks};
 pub use error::Error;
 pub use options::Options;
