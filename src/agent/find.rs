@@ -47,7 +47,8 @@ mod tests {
 
     #[test]
     fn a_port_is_known_by_its_whole_name() {
-        let ports = std::env::temp_dir().join(format!("tokio-krun-ports-{}", std::process::id()));
+        let class = tempfile::tempdir().unwrap();
+        let ports = class.path().join("virtio-ports");
         assert_eq!(named(&ports, "agent").unwrap(), None);
         for (device, name) in [
             ("vport0p1", Some("agents\n")),
@@ -61,7 +62,6 @@ mod tests {
             }
         }
         let found = ["agent", "agents", "agen", ""].map(|name| named(&ports, name).unwrap());
-        fs::remove_dir_all(&ports).unwrap();
         let device = |name: &str| Some(PathBuf::from(name));
         assert_eq!(found, [device("vport1p1"), device("vport0p1"), None, None]);
     }
