@@ -59,7 +59,8 @@ pin_project_lite::pin_project! {
     ///
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
     /// let (stream, port) = AgentStream::new()?;
-    /// let mut agent = Guest::boot(port).open()?;
+    /// let guest = Guest::boot(port);
+    /// let mut agent = guest.open()?;
     /// let mut chunks = Chunks::new(stream);
     ///
     /// agent.write_all(b"from the guest").await?;

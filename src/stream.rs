@@ -98,7 +98,8 @@ use crate::split::{self, OwnedReadHalf, OwnedWriteHalf, ReadHalf, WriteHalf};
 ///
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
 /// let (mut stream, port) = AgentStream::new()?;
-/// let mut agent = Guest::boot(port).open()?;
+/// let guest = Guest::boot(port);
+/// let mut agent = guest.open()?;
 ///
 /// agent.write_all(b"hello").await?;
 /// let mut greeting = [0; 5];

@@ -112,10 +112,7 @@ async fn both_ways_with_everything_cancelled() {
 
     let guest_sends = tokio::spawn({
         let sent = sent.clone();
-        async move {
-            agent_write.write_all(&sent).await.unwrap();
-            agent_write.flush().await.unwrap();
-        }
+        async move { agent_write.write_all(&sent).await.unwrap() }
     });
     let guest_receives = tokio::spawn({
         let expected = sent.clone();
@@ -133,6 +130,7 @@ async fn both_ways_with_everything_cancelled() {
     for task in [guest_sends, guest_receives, host_sends] {
         task.await.unwrap();
     }
+    guest.drained().await;
     guest.power_off().await;
     assert!(host_receives.await.unwrap() == sent);
 }
@@ -158,7 +156,7 @@ async fn timeout_and_select_lose_nothing() {
         let read = tokio::time::timeout(never, stream.read_u8()).await;
         assert!(read.is_err(), "there is nothing to read");
         agent.write_all(b"kept").await.unwrap();
-        agent.flush().await.unwrap();
+        guest.drained().await;
         let mut received = [0; 4];
         tokio::select! {
             biased;

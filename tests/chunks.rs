@@ -23,7 +23,7 @@ async fn lines_are_read_by_async_buf_read() {
                 let line = format!("line {line}\n");
                 agent.write_all(line.as_bytes()).await.unwrap();
             }
-            agent.flush().await.unwrap();
+            guest.drained().await;
             drop(agent);
             guest.power_off().await;
         });

@@ -50,7 +50,7 @@ async fn hang_up_delivers_and_then_the_guest_reads_the_end() {
         let guest = Guest::boot(port);
         let mut agent = guest.open().unwrap();
         agent.write_all(b"before").await.unwrap();
-        agent.flush().await.unwrap();
+        guest.drained().await;
         let sent = pattern(many(300_000));
         stream.write_all(&sent).await.unwrap();
         stream.hang_up();
@@ -104,7 +104,7 @@ async fn dropping_without_hanging_up_discards_and_counts_and_tells_the_guest_not
         // More than ring and virtqueue hold together.
         let written = many(4 << 20);
         agent.write_all(&vec![1; written]).await.unwrap();
-        agent.flush().await.unwrap();
+        guest.drained().await;
         assert_eq!(handle.stats().tx.discarded, written as u64);
         agent.read_exact(&mut [0; 7]).await.unwrap();
         assert_pending!(tokio_test::task::spawn(agent.read_u8()).poll());
@@ -120,7 +120,7 @@ async fn when_the_guest_powers_off_the_host_reads_what_is_left_and_then_the_end(
         let mut agent = guest.open().unwrap();
         let sent = pattern(many(300_000));
         agent.write_all(&sent).await.unwrap();
-        agent.flush().await.unwrap();
+        guest.drained().await;
         guest.power_off().await;
         assert_broken_pipe(agent.write(b"from the grave").await);
         assert_eq!(agent.read(&mut [0; 8]).await.unwrap(), 0);
@@ -168,7 +168,7 @@ async fn dropping_the_guest_with_a_full_ring_leaves_no_thread_behind() {
         let mut agent = guest.open().unwrap();
         // A ringful, and one more that has to wait.
         agent.write_all(&[1; SMALL]).await.unwrap();
-        agent.flush().await.unwrap();
+        guest.drained().await;
         agent.write_all(&[2; SMALL]).await.unwrap();
         drop(agent);
         drop(guest);

@@ -227,7 +227,6 @@ async fn guest_writes(mut port: WriteHalf<GuestPort>, mut place: Place) -> (u64,
         let written = cancelled_at(polls, port.write(place.next())).await;
         place.sent(written.map_or(0, Result::unwrap));
     }
-    port.flush().await.unwrap();
     place.end()
 }
 
@@ -277,6 +276,7 @@ async fn lane(
     let (mut host_write, to_guest) = host_writes.await.unwrap();
     host_write.hang_up();
     assert_eq!(guest_reads.await.unwrap(), to_guest, "{lane}: to the guest");
+    guest.drained().await;
     guest.power_off().await;
     assert_eq!(host_reads.await.unwrap(), to_host, "{lane}: to the host");
     let stats = handle.stats();

@@ -99,11 +99,11 @@ async fn read_half_dropped_discards_guest_writes_and_goes_on_writing() {
         let (stream, handle, guest) = boot(&Options::new().capacity(SMALL));
         let mut agent = guest.open().unwrap();
         agent.write_all(b"unread").await.unwrap();
-        agent.flush().await.unwrap();
+        guest.drained().await;
         let (read, mut write) = stream.into_split();
         drop(read);
         agent.write_all(&vec![1; many(4 << 20)]).await.unwrap();
-        agent.flush().await.unwrap();
+        guest.drained().await;
         assert_eq!(handle.stats().tx.discarded, 6 + many(4 << 20) as u64);
 
         write.write_all(b"heard").await.unwrap();
@@ -145,7 +145,7 @@ async fn a_forgotten_half_ends_nothing() {
         let (read, write) = stream.into_split();
         read.forget();
         agent.write_all(b"kept").await.unwrap();
-        agent.flush().await.unwrap();
+        guest.drained().await;
         assert_eq!(handle.stats().tx.discarded, 0);
         write.forget();
         // Now the stream is dropped.

@@ -7,6 +7,7 @@ use std::task::{Context, Poll, Waker};
 use std::thread::Thread;
 
 use tokio::io::ReadBuf;
+use tokio::sync::Notify;
 
 /// Descriptors in each queue: krun's `DEFAULT_QUEUE_SIZE`.
 const QUEUE_SIZE: usize = 32;
@@ -16,7 +17,10 @@ const RX_BUFFER: usize = 4096;
 const TX_BUFFER: usize = 32 * 1024;
 
 #[derive(Debug)]
-pub(crate) struct Virtqueues(Mutex<State>);
+pub(crate) struct Virtqueues {
+    state: Mutex<State>,
+    interrupts: Notify,
+}
 
 #[derive(Debug, Default)]
 struct State {
@@ -48,6 +52,11 @@ impl State {
         }
     }
 
+    /// Descriptors that the guest may not use.
+    fn tx_in_use(&self) -> usize {
+        self.tx_avail.len() + usize::from(self.tx_busy)
+    }
+
     fn discard_rx(&mut self) {
         self.rx_used.clear();
         self.rx_taken = 0;
@@ -57,11 +66,14 @@ impl State {
 
 impl Virtqueues {
     pub(super) fn new() -> Self {
-        Self(Mutex::new(State::default()))
+        Self {
+            state: Mutex::default(),
+            interrupts: Notify::new(),
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -120,7 +132,7 @@ impl Virtqueues {
         if buf.is_empty() {
             return Poll::Ready(Ok(0));
         }
-        if state.host_gone || state.tx_avail.len() + usize::from(state.tx_busy) >= QUEUE_SIZE {
+        if state.host_gone || state.tx_in_use() >= QUEUE_SIZE {
             state.writer = Some(cx.waker().clone());
             return Poll::Pending;
         }
@@ -130,16 +142,16 @@ impl Virtqueues {
         Poll::Ready(Ok(length))
     }
 
-    pub(super) fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut state = self.state();
-        if state.powered_off {
-            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+    /// Waits until krun's end has taken every descriptor.
+    pub(super) async fn drained(&self) {
+        loop {
+            // Before the look, so that no interrupt after it is missed.
+            let interrupt = self.interrupts.notified();
+            if self.state().tx_in_use() == 0 {
+                return;
+            }
+            interrupt.await;
         }
-        if !state.tx_busy && state.tx_avail.is_empty() {
-            return Poll::Ready(Ok(()));
-        }
-        state.writer = Some(cx.waker().clone());
-        Poll::Pending
     }
 }
 
@@ -172,6 +184,7 @@ impl Virtqueues {
         let mut state = self.state();
         State::wake(&mut state.reader);
         State::wake(&mut state.writer);
+        self.interrupts.notify_waiters();
     }
 
     /// Tells the guest that the host has closed the port.

@@ -38,7 +38,7 @@ fn decode<T: DeserializeOwned>(frame: &BytesMut) -> T {
 #[tokio::test]
 async fn requests_and_replies_in_cbor() {
     watchdog(async {
-        let (stream, agent) = vm();
+        let (stream, _guest, agent) = vm();
         let file = pattern(100_000);
         let served = file.clone();
         let agent = tokio::spawn(async move {

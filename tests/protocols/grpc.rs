@@ -108,7 +108,7 @@ async fn call_all(channel: Channel) {
 #[tokio::test]
 async fn grpc_streams_both_ways_to_a_server_in_the_guest() {
     watchdog(async {
-        let (stream, agent) = vm();
+        let (stream, _guest, agent) = vm();
         let server = tokio::spawn(serve(agent));
         call_all(connect(stream).await).await;
         server.await.unwrap();
@@ -119,7 +119,7 @@ async fn grpc_streams_both_ways_to_a_server_in_the_guest() {
 #[tokio::test]
 async fn grpc_streams_both_ways_to_a_server_on_the_host() {
     watchdog(async {
-        let (stream, agent) = vm();
+        let (stream, _guest, agent) = vm();
         let server = tokio::spawn(serve(stream));
         call_all(connect(agent).await).await;
         server.abort();

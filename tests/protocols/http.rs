@@ -65,12 +65,12 @@ where
 
 #[tokio::test]
 async fn http_to_a_server_in_the_guest() {
-    let (stream, agent) = vm();
+    let (stream, _guest, agent) = vm();
     watchdog(request_all(stream, agent)).await;
 }
 
 #[tokio::test]
 async fn http_to_a_server_on_the_host() {
-    let (stream, agent) = vm();
+    let (stream, _guest, agent) = vm();
     watchdog(request_all(agent, stream)).await;
 }

@@ -79,7 +79,7 @@ async fn json_lines_in_step_with_an_agent_that_was_restarted() {
             .write_all(b"{\"return\": {\"count\": 5, \"bu")
             .await
             .unwrap();
-        first.flush().await.unwrap();
+        guest.drained().await;
         drop(first);
         let agent = tokio::spawn(agent(guest.open().unwrap()));
 

@@ -17,8 +17,10 @@ use common::SMALL;
 use tokio_krun::guest::{Guest, GuestPort};
 use tokio_krun::{AgentStream, Options};
 
-/// A host's end and its agent's, with rings small enough to be full now and then.
-fn vm() -> (AgentStream, GuestPort) {
+/// A host's end, a VM and its agent's end, with rings small enough to be full now and then.
+fn vm() -> (AgentStream, Guest, GuestPort) {
     let (stream, port) = Options::new().capacity(SMALL).create().unwrap();
-    (stream, Guest::boot(port).open().unwrap())
+    let guest = Guest::boot(port);
+    let agent = guest.open().unwrap();
+    (stream, guest, agent)
 }

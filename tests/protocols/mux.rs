@@ -58,7 +58,7 @@ async fn echo(
 #[tokio::test]
 async fn sixty_four_streams_over_one() {
     watchdog(async {
-        let (stream, agent) = vm();
+        let (stream, _guest, agent) = vm();
         let (stop, stopped) = tokio::sync::oneshot::channel();
         let server = tokio::spawn(echo(agent, stopped));
         let (opened, mut streams) = tokio::sync::mpsc::channel(STREAMS);

@@ -36,7 +36,7 @@ fn frames<T: AsyncRead + AsyncWrite>(io: T) -> Framed<T, LengthDelimitedCodec> {
 #[tokio::test]
 async fn tarpc_calls_several_at_once() {
     watchdog(async {
-        let (stream, agent) = vm();
+        let (stream, _guest, agent) = vm();
         let transport = tarpc::serde_transport::new(frames(agent), Json::default());
         let server = tokio::spawn(
             BaseChannel::with_defaults(transport)

@@ -29,7 +29,7 @@ async fn ttrpc_calls_several_at_once() {
     fn is_sync<T: Sync>() {}
     is_sync::<AgentStream>();
     watchdog(async {
-        let (stream, agent) = vm();
+        let (stream, _guest, agent) = vm();
         let methods: HashMap<String, Box<dyn MethodHandler + Send + Sync>> =
             HashMap::from([("Reverse".to_owned(), Box::new(Reverse) as _)]);
         let service = Service {

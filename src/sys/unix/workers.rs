@@ -10,10 +10,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use tokio::sync::oneshot;
-
 use super::{AgentConsoleBackend, WakePipe, readable};
-use crate::guest::Virtqueues;
+use crate::guest::{Virtqueues, Worker};
 use crate::shared::Wake;
 
 /// Dropping it tells both threads to end and does not wait for them.
@@ -23,13 +21,6 @@ pub(crate) struct Workers {
     stop_wake: Arc<WakePipe>,
     rx: Worker,
     tx: Worker,
-}
-
-#[derive(Debug)]
-struct Worker {
-    thread: thread::Thread,
-    /// Dropped by the thread when it ends; a value says that it did not panic.
-    ended: Option<oneshot::Receiver<()>>,
 }
 
 impl Workers {
@@ -49,10 +40,10 @@ impl Workers {
             let stop = Arc::clone(&stop);
             move || process_tx(&backend, &virtqueues, &stop)
         })?;
-        virtqueues.set_threads(rx.thread.clone(), tx.thread.clone());
+        virtqueues.set_threads(rx.thread(), tx.thread());
         // They may have looked before they could be found.
-        rx.thread.unpark();
-        tx.thread.unpark();
+        rx.unpark();
+        tx.unpark();
         Ok(Self {
             stop,
             stop_wake,
@@ -78,34 +69,8 @@ impl Drop for Workers {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Release);
         self.stop_wake.signal();
-        self.tx.thread.unpark();
-        self.rx.thread.unpark();
-    }
-}
-
-impl Worker {
-    fn start(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<Self> {
-        let (end, ended) = oneshot::channel();
-        let thread = thread::Builder::new().name(name.into()).spawn(move || {
-            work();
-            let _ = end.send(());
-        })?;
-        Ok(Self {
-            thread: thread.thread().clone(),
-            ended: Some(ended),
-        })
-    }
-
-    fn has_panicked(&mut self) -> bool {
-        let ended = self.ended.as_mut().map(oneshot::Receiver::try_recv);
-        matches!(ended, Some(Err(oneshot::error::TryRecvError::Closed)))
-    }
-
-    async fn end(&mut self) {
-        self.thread.unpark();
-        if let Some(ended) = self.ended.take() {
-            ended.await.expect("a worker of the guest has panicked");
-        }
+        self.tx.unpark();
+        self.rx.unpark();
     }
 }
 

@@ -8,10 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use tokio::sync::oneshot;
-
 use super::Console;
-use crate::guest::Virtqueues;
+use crate::guest::{Virtqueues, Worker};
 
 /// Dropping it tells both threads to end and does not wait for them.
 #[derive(Debug)]
@@ -20,13 +18,6 @@ pub(crate) struct Workers {
     console: Arc<Console>,
     rx: Worker,
     tx: Worker,
-}
-
-#[derive(Debug)]
-struct Worker {
-    thread: thread::Thread,
-    /// Dropped by the thread when it ends; a value says that it did not panic.
-    ended: Option<oneshot::Receiver<()>>,
 }
 
 impl Workers {
@@ -40,10 +31,10 @@ impl Workers {
         };
         let rx = worker("krun-rx", process_rx)?;
         let tx = worker("krun-tx", process_tx)?;
-        virtqueues.set_threads(rx.thread.clone(), tx.thread.clone());
+        virtqueues.set_threads(rx.thread(), tx.thread());
         // They may have looked before they could be found.
-        rx.thread.unpark();
-        tx.thread.unpark();
+        rx.unpark();
+        tx.unpark();
         Ok(Self {
             stop,
             console: Arc::clone(console),
@@ -69,34 +60,8 @@ impl Drop for Workers {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Release);
         self.console.wake_reader();
-        self.tx.thread.unpark();
-        self.rx.thread.unpark();
-    }
-}
-
-impl Worker {
-    fn start(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<Self> {
-        let (end, ended) = oneshot::channel();
-        let thread = thread::Builder::new().name(name.into()).spawn(move || {
-            work();
-            let _ = end.send(());
-        })?;
-        Ok(Self {
-            thread: thread.thread().clone(),
-            ended: Some(ended),
-        })
-    }
-
-    fn has_panicked(&mut self) -> bool {
-        let ended = self.ended.as_mut().map(oneshot::Receiver::try_recv);
-        matches!(ended, Some(Err(oneshot::error::TryRecvError::Closed)))
-    }
-
-    async fn end(&mut self) {
-        self.thread.unpark();
-        if let Some(ended) = self.ended.take() {
-            ended.await.expect("a worker of the guest has panicked");
-        }
+        self.tx.unpark();
+        self.rx.unpark();
     }
 }
 
@@ -143,7 +108,7 @@ fn read_to_desc(console: &Console, buffer: &mut [u8]) -> (usize, bool) {
 }
 
 /// Unlike krun, completes what it has transmitted only when there is nothing more to transmit and
-/// the bridge has taken it all from the pipe: that is what a flush waits for.
+/// the bridge has taken it all from the pipe: so `Guest::drained` waits for that.
 fn process_tx(console: &Console, virtqueues: &Virtqueues, stop: &AtomicBool) {
     loop {
         let next = match stop.load(Ordering::Acquire) {

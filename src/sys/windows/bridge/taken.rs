@@ -1,4 +1,4 @@
-//! How much the bridge has read, for the in-process guest's flush.
+//! How much the bridge has read, for the in-process guest's `drained`.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
