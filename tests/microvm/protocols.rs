@@ -1,6 +1,12 @@
 //! Protocols to an agent that has the crate's own end of the port, `tokio_krun::agent::VirtioPort`
 //! (`agent/src/protocols.rs`).
 
+#[path = "../protocols/grpc/client.rs"]
+mod client;
+#[path = "agent/src/grpc.rs"]
+#[expect(dead_code, reason = "it is served in the guest")]
+mod service;
+
 use std::future::poll_fn;
 
 use bytes::Bytes;
@@ -20,6 +26,7 @@ pub(crate) const ALL: &[(&str, Scenario)] = &[
     ("hang_up_ends_a_write_that_waits_in_the_agent", || {
         Box::pin(hang_up_on_a_writer())
     }),
+    ("grpc_streams_both_ways", || Box::pin(grpc())),
     ("sixty_four_streams_over_one", || Box::pin(mux())),
 ];
 
@@ -53,6 +60,14 @@ async fn hang_up_on_a_writer() {
     let mut rest = Vec::new();
     stream.read_to_end(&mut rest).await.unwrap();
     drop(stream);
+    vm.ended().await;
+}
+
+async fn grpc() {
+    let (stream, port) = AgentStream::new().unwrap();
+    let mut vm = Vm::boot("grpc", port);
+    client::call_all(client::connect(stream).await).await;
+    // With the client its stream has gone, and so the agent's server ends.
     vm.ended().await;
 }
 

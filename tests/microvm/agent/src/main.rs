@@ -5,6 +5,7 @@
 //! kernel hands the words after `--` on its command line to its init. `scenario.rs` lists them.
 
 mod bench;
+mod grpc;
 mod pattern;
 mod port;
 mod protocols;

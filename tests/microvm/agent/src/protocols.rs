@@ -12,8 +12,8 @@ use tokio_util::codec::{Framed, LengthDelimitedCodec};
 use tokio_util::compat::TokioAsyncReadCompatExt;
 use yamux::{Config, Connection, Mode};
 
-use crate::Log;
 use crate::port::AGENT;
+use crate::{Log, grpc};
 
 /// `work` on a runtime of one thread.
 pub fn run(work: impl Future<Output = io::Result<()>>) -> io::Result<()> {
@@ -52,6 +52,12 @@ fn is_broken_pipe(written: io::Result<()>) -> io::Result<()> {
         Err(error) => Err(error),
         Ok(()) => Err(io::Error::other("a write to a host that had hung up")),
     }
+}
+
+/// Serves gRPC until the host's client goes.
+pub async fn grpc() -> io::Result<()> {
+    let port = VirtioPort::open(AGENT).await?;
+    grpc::serve(port).await.map_err(io::Error::other)
 }
 
 /// Sends back what comes, on each of any number of streams.

@@ -34,6 +34,7 @@ pub fn play(name: &str, log: &mut Log) -> io::Result<()> {
         "remote" => remote(log),
         "bench" => bench(),
         "cbor" => protocols::run(protocols::cbor()),
+        "grpc" => protocols::run(protocols::grpc()),
         "mux" => protocols::run(protocols::mux()),
         "writer" => protocols::run(protocols::writer(log)),
         _ => Err(io::Error::new(

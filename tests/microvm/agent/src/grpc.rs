@@ -1,0 +1,54 @@
+//! A gRPC service that streams both ways, for the tests of this agent and of the in-process guest. What `tonic-build` would
+//! generate is written out, as it takes only a few lines.
+
+use std::convert::Infallible;
+
+use futures::{Stream, StreamExt, stream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tonic::body::Body;
+use tonic::codegen::http;
+use tonic::transport::Server;
+use tonic::transport::server::Connected;
+use tonic::{Request, Response, Status, Streaming};
+use tonic_prost::ProstCodec;
+use tower::service_fn;
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Piece {
+    #[prost(uint64, tag = "1")]
+    pub number: u64,
+    #[prost(bytes = "vec", tag = "2")]
+    pub data: Vec<u8>,
+}
+
+/// Serves the one connection there is, until its other end goes.
+pub async fn serve<T>(io: T) -> Result<(), tonic::transport::Error>
+where
+    T: AsyncRead + AsyncWrite + Connected + Send + Unpin + 'static,
+{
+    let service = service_fn(async |request: http::Request<Body>| {
+        let mut grpc = tonic::server::Grpc::new(ProstCodec::<Piece, Piece>::default());
+        Ok::<_, Infallible>(grpc.streaming(service_fn(sums), request).await)
+    });
+    let incoming = stream::iter([Ok::<_, Infallible>(io)]);
+    Server::builder()
+        .serve_with_incoming(service, incoming)
+        .await
+}
+
+/// Answers each piece with the sum of the numbers so far, and its data.
+async fn sums(
+    request: Request<Streaming<Piece>>,
+) -> Result<Response<impl Stream<Item = Result<Piece, Status>>>, Status> {
+    let pieces = request.into_inner();
+    Ok(Response::new(pieces.scan(0, |sum, piece| {
+        let piece = piece.map(|piece| {
+            *sum += piece.number;
+            Piece {
+                number: *sum,
+                ..piece
+            }
+        });
+        std::future::ready(Some(piece))
+    })))
+}
