@@ -11,6 +11,7 @@ use futures::{Stream, StreamExt, stream};
 use hyper_util::rt::TokioIo;
 use tokio_krun::AgentStream;
 use tokio_krun::guest::{Guest, GuestPort};
+use tokio_krun::tonic::Incoming;
 use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Request, Response, Status, Streaming};
 use tonic_prost::ProstCodec;
@@ -68,16 +69,14 @@ async fn connect(stream: AgentStream) -> Result<Channel, tonic::transport::Error
         .await
 }
 
-/// The program inside. A server on the host is the same with the `AgentStream`, for which the feature `tonic`
-/// has `Connected`.
+/// The program inside: serves until the host's client goes. A server on the host is the same with the `AgentStream`.
 async fn agent(port: GuestPort) -> Result<(), tonic::transport::Error> {
     let service = service_fn(async |request: hyper::Request<tonic::body::Body>| {
         let mut grpc = tonic::server::Grpc::new(ProstCodec::<Output, Command>::default());
         Ok::<_, Infallible>(grpc.streaming(service_fn(run), request).await)
     });
-    let incoming = stream::iter([Ok::<_, Infallible>(port)]);
     Server::builder()
-        .serve_with_incoming(service, incoming)
+        .serve_with_incoming(service, Incoming::new(port))
         .await
 }
 

@@ -58,7 +58,7 @@
 //! | frames of bytes, or of messages with serde | [`Framed`] with `LengthDelimitedCodec` |
 //! | lines, JSON by lines | [`Framed`] with `LinesCodec`, or `AsyncBufReadExt` on the stream itself |
 //! | HTTP/1, HTTP/2 | hyper-util's `TokioIo`, then hyper's `handshake` or `serve_connection` |
-//! | gRPC | `TokioIo` in a tonic `connect_with_connector`; for a server on the host, the feature `tonic` and `serve_with_incoming` |
+//! | gRPC | `TokioIo` in a tonic `connect_with_connector`; for a server on either side, the feature `tonic`: `serve_with_incoming` with its `Incoming` |
 //! | several streams at once | [`compat`], then a yamux `Connection` |
 //! | tarpc, ttrpc | `tarpc::serde_transport::new` with frames; `ttrpc::asynchronous::transport::Socket::new` |
 //!
@@ -134,8 +134,8 @@
 //! - `guest`: the module `agent`, the guest's end of the port for the agent inside a Linux VM.
 //! - `test-util`: the module `guest`, a guest in this process, to test a host
 //!   program without a VM.
-//! - `tonic`: [`AgentStream`] as a connection of a tonic 0.14 server (`Connected`); a client needs no
-//!   feature.
+//! - `tonic`: the module `tonic`, either end as the connection of a tonic 0.14 server; a client needs
+//!   no feature.
 //! - `tracing`: events of a stream's life (created, opened, hung up, gone) at level `debug`, never
 //!   any payload.
 //!
@@ -173,7 +173,8 @@ mod stream;
 mod sync;
 mod sys;
 #[cfg(feature = "tonic")]
-mod tonic;
+#[cfg_attr(docsrs, doc(cfg(feature = "tonic")))]
+pub mod tonic;
 mod trace;
 
 /// Its examples compile.

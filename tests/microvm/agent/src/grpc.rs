@@ -3,8 +3,9 @@
 
 use std::convert::Infallible;
 
-use futures::{Stream, StreamExt, stream};
+use futures::{Stream, StreamExt};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_krun::tonic::Incoming;
 use tonic::body::Body;
 use tonic::codegen::http;
 use tonic::transport::Server;
@@ -21,7 +22,7 @@ pub struct Piece {
     pub data: Vec<u8>,
 }
 
-/// Serves the one connection there is, until its other end goes.
+/// Serves until the other end goes.
 pub async fn serve<T>(io: T) -> Result<(), tonic::transport::Error>
 where
     T: AsyncRead + AsyncWrite + Connected + Send + Unpin + 'static,
@@ -30,9 +31,8 @@ where
         let mut grpc = tonic::server::Grpc::new(ProstCodec::<Piece, Piece>::default());
         Ok::<_, Infallible>(grpc.streaming(service_fn(sums), request).await)
     });
-    let incoming = stream::iter([Ok::<_, Infallible>(io)]);
     Server::builder()
-        .serve_with_incoming(service, incoming)
+        .serve_with_incoming(service, Incoming::new(io))
         .await
 }
 
