@@ -259,7 +259,8 @@ impl Drop for Machine {
 /// - `flush` and `shutdown` are done at once, as with the agent's [`VirtioPort`]; a test that has to
 ///   know that the host's end has taken it all waits for [`Guest::drained`].
 /// - Once the host has hung up, reads give what is left and then the end of the file, and writes
-///   never complete, as blocking writes in a Linux guest.
+///   fail with [`BrokenPipe`](io::ErrorKind::BrokenPipe), as with the agent's [`VirtioPort`]. (A blocking
+///   write in a Linux guest never returns then.)
 ///
 /// It needs no runtime: `futures::executor::block_on` drives it as well.
 ///

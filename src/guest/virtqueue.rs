@@ -19,7 +19,7 @@ const TX_BUFFER: usize = 32 * 1024;
 #[derive(Debug)]
 pub(crate) struct Virtqueues {
     state: Mutex<State>,
-    interrupts: Notify,
+    tx_completed: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -68,7 +68,7 @@ impl Virtqueues {
     pub(super) fn new() -> Self {
         Self {
             state: Mutex::default(),
-            interrupts: Notify::new(),
+            tx_completed: Notify::new(),
         }
     }
 
@@ -126,13 +126,13 @@ impl Virtqueues {
 
     pub(super) fn poll_write(&self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let mut state = self.state();
-        if state.powered_off {
+        if state.host_gone || state.powered_off {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
         if buf.is_empty() {
             return Poll::Ready(Ok(0));
         }
-        if state.host_gone || state.tx_in_use() >= QUEUE_SIZE {
+        if state.tx_in_use() >= QUEUE_SIZE {
             state.writer = Some(cx.waker().clone());
             return Poll::Pending;
         }
@@ -145,12 +145,12 @@ impl Virtqueues {
     /// Waits until krun's end has taken every descriptor.
     pub(super) async fn drained(&self) {
         loop {
-            // Before the look, so that no interrupt after it is missed.
-            let interrupt = self.interrupts.notified();
+            // Before the look, so that none after it is missed.
+            let completed = self.tx_completed.notified();
             if self.state().tx_in_use() == 0 {
                 return;
             }
-            interrupt.await;
+            completed.await;
         }
     }
 }
@@ -184,7 +184,6 @@ impl Virtqueues {
         let mut state = self.state();
         State::wake(&mut state.reader);
         State::wake(&mut state.writer);
-        self.interrupts.notify_waiters();
     }
 
     /// Tells the guest that the host has closed the port.
@@ -203,7 +202,7 @@ impl Virtqueues {
 
     /// Gives the descriptor that was transmitted back to the guest.
     pub(crate) fn complete_tx(&self) {
-        let mut state = self.state();
-        state.tx_busy = false;
+        self.state().tx_busy = false;
+        self.tx_completed.notify_waiters();
     }
 }

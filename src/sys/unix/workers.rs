@@ -39,6 +39,11 @@ impl Workers {
             let (backend, virtqueues) = (Arc::clone(backend), Arc::clone(virtqueues));
             let stop = Arc::clone(&stop);
             move || process_tx(&backend, &virtqueues, &stop)
+        })
+        .inspect_err(|_| {
+            stop.store(true, Ordering::Release);
+            stop_wake.signal();
+            rx.unpark();
         })?;
         virtqueues.set_threads(rx.thread(), tx.thread());
         // They may have looked before they could be found.

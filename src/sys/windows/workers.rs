@@ -30,7 +30,11 @@ impl Workers {
             Worker::start(name, move || work(&console, &virtqueues, &stop))
         };
         let rx = worker("krun-rx", process_rx)?;
-        let tx = worker("krun-tx", process_tx)?;
+        let tx = worker("krun-tx", process_tx).inspect_err(|_| {
+            stop.store(true, Ordering::Release);
+            console.wake_reader();
+            rx.unpark();
+        })?;
         virtqueues.set_threads(rx.thread(), tx.thread());
         // They may have looked before they could be found.
         rx.unpark();
