@@ -14,16 +14,17 @@
 mod find;
 mod uevents;
 
+use std::future::Future;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
-use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, Waker, ready};
 
-use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{Mode, OFlags};
-use tokio::io::unix::AsyncFd;
-use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use rustix::io::{Errno, retry_on_intr};
+use tokio::io::unix::{AsyncFd, AsyncFdReadyGuard};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, Ready};
 
 /// A virtio-console port, as Linux shows it in a guest: non-blocking, and registered with tokio.
 ///
@@ -31,18 +32,23 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 ///
 /// | event | here |
 /// | --- | --- |
-/// | the host hangs up, or its program goes | reads give what is left, then the end of the file; writes fail with [`BrokenPipe`](io::ErrorKind::BrokenPipe), also one that is waiting for room |
+/// | the host hangs up | reads give what is left, then the end of the file; writes fail with [`BrokenPipe`](io::ErrorKind::BrokenPipe), also one that is waiting for room |
 /// | `shutdown()` | nothing: the device has no half-close |
 /// | dropped | the port is closed, which the host does not see; what it sends meanwhile is lost |
 ///
 /// A blocking write to a port whose host has hung up never returns in Linux; this is what is different here.
-/// A port that was hung up stays so: one port, one connection.
+/// krun tells of the end of the file a moment before the hang-up, so a write in between may still succeed. A
+/// port that was hung up stays so: one port, one connection. The host's program cannot go without the VM.
 ///
 /// # Writing
 ///
 /// Linux takes at most 32 KiB at a time. A write is complete when the device has it: the host reads it in
 /// order, but a guest that powers off at once may take it along. An agent whose last words matter waits for
 /// an answer to them.
+///
+/// To read and write in two tasks there is [`tokio::io::split`]. The descriptor is not to be given to
+/// `poll(2)` or another epoll: Linux' `virtio_console` takes what its device has completed when it is polled,
+/// so that this port's own wait for it may not end.
 ///
 /// # Cancel safety
 ///
@@ -71,16 +77,21 @@ pub struct VirtioPort(AsyncFd<OwnedFd>);
 
 impl VirtioPort {
     /// Opens the port that the host has given this name
-    /// ([`AgentPort::attach`](crate::AgentPort::attach)), once it appears: the host tells the names after the
-    /// guest has started.
+    /// ([`AgentPort::attach`](https://docs.rs/tokio-krun/latest/tokio_krun/struct.AgentPort.html#method.attach)),
+    /// once it appears: the host tells the names after the guest has started, and each after it has opened the
+    /// port itself.
     ///
-    /// It waits for as long as there is no such port; wrap it in [`tokio::time::timeout`] where it may never
-    /// come. `/sys` and `/dev` (a `devtmpfs`) must be mounted.
+    /// It waits for as long as there is no such port or no device file for it; wrap it in
+    /// [`tokio::time::timeout`] where it may never come. `/sys` must be mounted, and `/dev` be a `devtmpfs` or
+    /// have a udev. If the port is not there at once it listens for the kernel's events (`NETLINK_KOBJECT_UEVENT`),
+    /// which do not come into the network namespace of a container with user ids of its own. Of two ports with
+    /// one name it takes either.
     ///
     /// # Errors
     ///
     /// [`ResourceBusy`](io::ErrorKind::ResourceBusy) if a process has it open, as Linux lets one have it;
-    /// [`PermissionDenied`](io::ErrorKind::PermissionDenied); what else the system says.
+    /// [`PermissionDenied`](io::ErrorKind::PermissionDenied); [`NotFound`](io::ErrorKind::NotFound) if `/sys` is
+    /// not mounted; what else the system says.
     ///
     /// # Panics
     ///
@@ -89,11 +100,26 @@ impl VirtioPort {
     /// # Cancel safety
     ///
     /// Cancel safe: dropped while it waits, it has opened nothing.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use std::time::Duration;
+    /// use tokio::time::timeout;
+    /// use tokio_krun::agent::VirtioPort;
+    ///
+    /// # async fn open() -> std::io::Result<()> {
+    /// let port = timeout(Duration::from_secs(10), VirtioPort::open("agent")).await??;
+    /// # Ok(()) }
+    /// ```
     pub async fn open(name: &str) -> io::Result<Self> {
-        Self::open_path(find::appears(name).await?)
+        find::appears(name, Self::open_path).await
     }
 
     /// Opens the port's device file, such as `/dev/vport0p1`.
+    ///
+    /// The host must have opened its end, as krun has before it tells the port's name. A port that was opened before
+    /// that reads as one that was hung up, for good.
     ///
     /// # Errors
     ///
@@ -102,6 +128,17 @@ impl VirtioPort {
     /// # Panics
     ///
     /// Outside a tokio runtime with I/O enabled.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use tokio_krun::agent::VirtioPort;
+    ///
+    /// # async fn open() -> std::io::Result<()> {
+    /// // A link of udev's, in a distribution that has it.
+    /// let port = VirtioPort::open_path("/dev/virtio-ports/agent")?;
+    /// # Ok(()) }
+    /// ```
     pub fn open_path(path: impl AsRef<Path>) -> io::Result<Self> {
         let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let path = path.as_ref();
@@ -109,11 +146,11 @@ impl VirtioPort {
             let error = io::Error::from(error);
             io::Error::new(error.kind(), format!("open {}: {error}", path.display()))
         })?;
-        Self::register(fd)
+        register(fd).map(Self)
     }
 
     /// Takes a port that someone else has opened, such as the process that started this one. Makes it
-    /// non-blocking.
+    /// non-blocking. As with [`open_path`](Self::open_path), the host's end must be open.
     ///
     /// # Errors
     ///
@@ -122,14 +159,105 @@ impl VirtioPort {
     /// # Panics
     ///
     /// Outside a tokio runtime with I/O enabled.
-    pub fn from_fd(fd: OwnedFd) -> io::Result<Self> {
+    ///
+    /// # Examples
+    ///
+    /// Any file that can be waited for will do, such as one end of a socket in a test of an agent:
+    ///
+    /// ```
+    /// use std::io::Write;
+    /// use std::os::{fd::OwnedFd, unix::net::UnixStream};
+    /// use tokio::io::AsyncReadExt;
+    /// use tokio_krun::agent::VirtioPort;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+    /// let (agent, mut host) = UnixStream::pair()?;
+    /// let mut port = VirtioPort::from_owned_fd(OwnedFd::from(agent))?;
+    /// host.write_all(b"hello")?;
+    /// let mut greeting = [0; 5];
+    /// port.read_exact(&mut greeting).await?;
+    /// assert_eq!(&greeting, b"hello");
+    /// # Ok(()) }
+    /// ```
+    pub fn from_owned_fd(fd: OwnedFd) -> io::Result<Self> {
         let flags = rustix::fs::fcntl_getfl(&fd)?;
         rustix::fs::fcntl_setfl(&fd, flags | OFlags::NONBLOCK)?;
-        Self::register(fd)
+        register(fd).map(Self)
     }
 
-    fn register(fd: OwnedFd) -> io::Result<Self> {
-        register(fd).map(Self)
+    /// Gives the descriptor back, such as to a process that is to go on with the port. It stays non-blocking.
+    ///
+    /// # Errors
+    ///
+    /// None at present; as `into_nonblocking_fd` of tokio's pipes.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use tokio_krun::agent::VirtioPort;
+    ///
+    /// # async fn hand_over() -> std::io::Result<()> {
+    /// let port = VirtioPort::open("agent").await?;
+    /// let fd = port.into_nonblocking_fd()?;
+    /// # Ok(()) }
+    /// ```
+    pub fn into_nonblocking_fd(self) -> io::Result<OwnedFd> {
+        Ok(self.0.into_inner())
+    }
+
+    /// Gives the descriptor back, for blocking reads and writes. A blocking write that waits when the host hangs up
+    /// never returns.
+    ///
+    /// # Errors
+    ///
+    /// What the system says.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use std::fs::File;
+    /// use std::io::Write;
+    /// use tokio_krun::agent::VirtioPort;
+    ///
+    /// # async fn log() -> std::io::Result<()> {
+    /// let port = VirtioPort::open("log").await?;
+    /// let mut log = File::from(port.into_blocking_fd()?);
+    /// writeln!(log, "the agent has started")?;
+    /// # Ok(()) }
+    /// ```
+    pub fn into_blocking_fd(self) -> io::Result<OwnedFd> {
+        let fd = self.0.into_inner();
+        let flags = rustix::fs::fcntl_getfl(&fd)?;
+        rustix::fs::fcntl_setfl(&fd, flags & !OFlags::NONBLOCK)?;
+        Ok(fd)
+    }
+
+    /// Waits until the port is ready in one of the ways of `interest`, and says in which. Being ready
+    /// includes having ended.
+    ///
+    /// # Errors
+    ///
+    /// If the runtime has shut down.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use tokio::io::Interest;
+    /// use tokio_krun::agent::VirtioPort;
+    ///
+    /// # async fn serve(port: &VirtioPort) -> std::io::Result<()> {
+    /// let ready = port.ready(Interest::READABLE | Interest::WRITABLE).await?;
+    /// if ready.is_write_closed() {
+    ///     return Ok(()); // the host has hung up
+    /// }
+    /// # Ok(()) }
+    /// ```
+    pub async fn ready(&self, interest: Interest) -> io::Result<Ready> {
+        Ok(self.0.ready(interest).await?.ready())
     }
 
     /// Waits until there is something to read, or the end.
@@ -141,9 +269,25 @@ impl VirtioPort {
     /// # Cancel safety
     ///
     /// Cancel safe.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use std::io::ErrorKind;
+    /// use tokio_krun::agent::VirtioPort;
+    ///
+    /// # async fn read(port: &VirtioPort, buffer: &mut [u8]) -> std::io::Result<usize> {
+    /// loop {
+    ///     port.readable().await?;
+    ///     match port.try_read(buffer) {
+    ///         Err(error) if error.kind() == ErrorKind::WouldBlock => continue,
+    ///         read => return read,
+    ///     }
+    /// }
+    /// # }
+    /// ```
     pub async fn readable(&self) -> io::Result<()> {
-        self.0.readable().await?.retain_ready();
-        Ok(())
+        self.ready(Interest::READABLE).await.map(drop)
     }
 
     /// Waits until there may be room for a write, or the host has hung up.
@@ -155,18 +299,50 @@ impl VirtioPort {
     /// # Cancel safety
     ///
     /// Cancel safe.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use std::io::ErrorKind;
+    /// use tokio_krun::agent::VirtioPort;
+    ///
+    /// # async fn write(port: &VirtioPort, bytes: &[u8]) -> std::io::Result<usize> {
+    /// loop {
+    ///     port.writable().await?;
+    ///     match port.try_write(bytes) {
+    ///         Err(error) if error.kind() == ErrorKind::WouldBlock => continue,
+    ///         written => return written,
+    ///     }
+    /// }
+    /// # }
+    /// ```
     pub async fn writable(&self) -> io::Result<()> {
-        self.0.writable().await?.retain_ready();
-        Ok(())
+        self.ready(Interest::WRITABLE).await.map(drop)
     }
 
-    /// Reads what there is, without waiting: no bytes at the end of the file.
+    /// Reads what there is, without waiting: no bytes at the end of the file, or into an empty buffer.
     ///
     /// # Errors
     ///
     /// [`WouldBlock`](io::ErrorKind::WouldBlock) if there is nothing.
+    ///
+    /// # Examples
+    ///
+    /// See [`readable`](Self::readable).
+    ///
+    /// ```no_run
+    /// # fn read(port: &tokio_krun::agent::VirtioPort, buffer: &mut [u8]) -> std::io::Result<()> {
+    /// let read = port.try_read(buffer)?;
+    /// # Ok(()) }
+    /// ```
     pub fn try_read(&self, buf: &mut [u8]) -> io::Result<usize> {
-        self.0.try_io(Interest::READABLE, |fd| read(fd, buf))
+        if buf.is_empty() {
+            return Ok(0);
+        }
+        let Some(mut guard) = self.ready_now(Interest::READABLE)? else {
+            return Err(io::ErrorKind::WouldBlock.into());
+        };
+        read(&mut guard, buf).unwrap_or_else(|| Err(io::ErrorKind::WouldBlock.into()))
     }
 
     /// Writes what there is room for, without waiting.
@@ -175,20 +351,34 @@ impl VirtioPort {
     ///
     /// [`WouldBlock`](io::ErrorKind::WouldBlock) if there is no room, and
     /// [`BrokenPipe`](io::ErrorKind::BrokenPipe) once the host has hung up.
+    ///
+    /// # Examples
+    ///
+    /// See [`writable`](Self::writable).
+    ///
+    /// ```no_run
+    /// # fn write(port: &tokio_krun::agent::VirtioPort) -> std::io::Result<()> {
+    /// let written = port.try_write(b"as much as fits")?;
+    /// # Ok(()) }
+    /// ```
     pub fn try_write(&self, buf: &[u8]) -> io::Result<usize> {
-        let written = self.0.try_io(Interest::WRITABLE, |fd| write(fd, buf));
-        match written {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock && self.has_hung_up()? => {
-                Err(io::ErrorKind::BrokenPipe.into())
-            }
-            written => written,
+        if buf.is_empty() {
+            return Ok(0);
         }
+        let Some(mut guard) = self.ready_now(Interest::WRITABLE)? else {
+            return Err(io::ErrorKind::WouldBlock.into());
+        };
+        write(&mut guard, buf).unwrap_or_else(|| Err(io::ErrorKind::WouldBlock.into()))
     }
 
-    fn has_hung_up(&self) -> io::Result<bool> {
-        let mut fds = [PollFd::new(self.0.get_ref(), PollFlags::empty())];
-        rustix::event::poll(&mut fds, Some(&Timespec::default()))?;
-        Ok(fds[0].revents().contains(PollFlags::HUP))
+    /// What tokio knows of the port, without waiting and without asking the system: to `poll(2)` it could take
+    /// away what a task waits for (see "Writing" in the type's documentation).
+    fn ready_now(&self, interest: Interest) -> io::Result<Option<AsyncFdReadyGuard<'_, OwnedFd>>> {
+        let ready = pin!(self.0.ready(interest));
+        match ready.poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(guard) => guard.map(Some),
+            Poll::Pending => Ok(None),
+        }
     }
 }
 
@@ -198,41 +388,33 @@ impl AsyncRead for VirtioPort {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if buf.remaining() == 0 {
+            return Poll::Ready(Ok(()));
+        }
         loop {
             let mut guard = ready!(self.0.poll_read_ready(cx))?;
-            match read(self.0.get_ref(), buf.initialize_unfilled()) {
-                Ok(length) => {
-                    buf.advance(length);
-                    return Poll::Ready(Ok(()));
-                }
-                Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
-                    return Poll::Ready(Err(error));
-                }
-                // A hang-up is for good, so it is not waited for more than once.
-                Err(_) if guard.ready().is_read_closed() => return Poll::Ready(Ok(())),
-                Err(_) => guard.clear_ready(),
+            if let Some(length) = read(&mut guard, buf.initialize_unfilled()) {
+                buf.advance(length?);
+                return Poll::Ready(Ok(()));
             }
         }
     }
 }
 
+/// The driver has no vectored writes: each buffer would be a descriptor of its own.
 impl AsyncWrite for VirtioPort {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
+        if buf.is_empty() {
+            return Poll::Ready(Ok(0));
+        }
         loop {
             let mut guard = ready!(self.0.poll_write_ready(cx))?;
-            match write(self.0.get_ref(), buf) {
-                // Linux says no more than this when the host has hung up.
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    if guard.ready().is_write_closed() {
-                        return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
-                    }
-                    guard.clear_ready();
-                }
-                written => return Poll::Ready(written),
+            if let Some(written) = write(&mut guard, buf) {
+                return Poll::Ready(written);
             }
         }
     }
@@ -260,14 +442,32 @@ impl AsRawFd for VirtioPort {
     }
 }
 
-fn read(fd: &OwnedFd, buf: &mut [u8]) -> io::Result<usize> {
-    Ok(rustix::io::retry_on_intr(|| {
-        rustix::io::read(fd, &mut *buf)
-    })?)
+/// `None` if there is nothing yet, and tokio knows.
+fn read(guard: &mut AsyncFdReadyGuard<'_, OwnedFd>, buf: &mut [u8]) -> Option<io::Result<usize>> {
+    match retry_on_intr(|| rustix::io::read(guard.get_inner(), &mut *buf)) {
+        Err(Errno::AGAIN) if guard.ready().is_read_closed() => Some(Ok(0)),
+        Err(Errno::AGAIN) => {
+            guard.clear_ready();
+            None
+        }
+        read => Some(read.map_err(Into::into)),
+    }
 }
 
-fn write(fd: &OwnedFd, buf: &[u8]) -> io::Result<usize> {
-    Ok(rustix::io::retry_on_intr(|| rustix::io::write(fd, buf))?)
+/// `None` if there is no room, and tokio knows.
+fn write(guard: &mut AsyncFdReadyGuard<'_, OwnedFd>, buf: &[u8]) -> Option<io::Result<usize>> {
+    match retry_on_intr(|| rustix::io::write(guard.get_inner(), buf)) {
+        // Linux says no more than this when the host has hung up.
+        Err(Errno::AGAIN) if guard.ready().is_write_closed() => {
+            Some(Err(io::ErrorKind::BrokenPipe.into()))
+        }
+        // It says 0 if another write has just taken the room that there was.
+        Err(Errno::AGAIN) | Ok(0) => {
+            guard.clear_ready();
+            None
+        }
+        written => Some(written.map_err(Into::into)),
+    }
 }
 
 #[expect(

@@ -16,7 +16,10 @@ use tokio_test::assert_pending;
 /// A port, and a blocking device at its other end.
 fn port() -> (VirtioPort, UnixStream) {
     let (guest, device) = UnixStream::pair().unwrap();
-    (VirtioPort::from_fd(OwnedFd::from(guest)).unwrap(), device)
+    (
+        VirtioPort::from_owned_fd(OwnedFd::from(guest)).unwrap(),
+        device,
+    )
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! The kernel's word that a device has come or changed.
+//! The kernel's and udev's word that a device has come or changed.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -8,8 +8,8 @@ use rustix::net::netlink::{self, SocketAddrNetlink};
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType};
 use tokio::io::unix::AsyncFd;
 
-/// The group that the kernel itself sends to; others are of udev.
-const KERNEL: u32 = 1;
+/// The groups that the kernel sends to, and udev when it has done its part.
+const KERNEL_AND_UDEV: u32 = 1 | 2;
 
 pub(super) struct Uevents(AsyncFd<OwnedFd>);
 
@@ -22,22 +22,28 @@ impl Uevents {
             SocketFlags::NONBLOCK | SocketFlags::CLOEXEC,
             Some(netlink::KOBJECT_UEVENT),
         )?;
-        rustix::net::bind(&socket, &SocketAddrNetlink::new(0, KERNEL))?;
+        rustix::net::bind(&socket, &SocketAddrNetlink::new(0, KERNEL_AND_UDEV))?;
         super::register(socket).map(Self)
     }
 
-    /// Waits until there has been one, of whatever device: a reason to look, and no more is made of it.
+    /// Waits until there has been one, of whatever device: a reason to look, and no more is made of it. Takes all
+    /// that have come.
     pub(super) async fn any(&self) -> io::Result<()> {
         let mut event = [0; 4096];
-        loop {
+        let mut have_come = false;
+        while !have_come {
             let mut guard = self.0.readable().await?;
-            match rustix::net::recv(self.0.get_ref(), &mut event, RecvFlags::empty()) {
-                Err(Errno::AGAIN) => guard.clear_ready(),
-                Err(Errno::INTR) => {}
-                // Some came that there was no room for.
-                Ok(_) | Err(Errno::NOBUFS) => return Ok(()),
-                Err(error) => return Err(error.into()),
+            loop {
+                match rustix::net::recv(self.0.get_ref(), &mut event, RecvFlags::empty()) {
+                    // Some came that there was no room for.
+                    Ok(_) | Err(Errno::NOBUFS) => have_come = true,
+                    Err(Errno::INTR) => {}
+                    Err(Errno::AGAIN) => break,
+                    Err(error) => return Err(error.into()),
+                }
             }
+            guard.clear_ready();
         }
+        Ok(())
     }
 }
