@@ -93,6 +93,7 @@ fn play(name: &str) -> ! {
         .build()
         .expect("a runtime");
     runtime.block_on(scenario());
+    vm::assert_agent_has_not_failed();
     let verdict = env::var_os(VERDICT).expect("the parent names the file");
     fs::write(verdict, PASSED).expect("the verdict can be written");
     process::exit(0);

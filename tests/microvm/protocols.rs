@@ -43,7 +43,7 @@ async fn cbor() {
         let reply: Vec<i64> = ciborium::from_reader(&frame[..]).unwrap();
         assert_eq!(reply, [count, numbers.iter().sum()]);
     }
-    // The agent powers off only if its next write fails.
+    // The agent has failed if its writes do not.
     frames.get_mut().hang_up();
     assert!(frames.next().await.is_none());
     drop(frames);
@@ -59,6 +59,10 @@ async fn hang_up_on_a_writer() {
     stream.hang_up();
     let mut rest = Vec::new();
     stream.read_to_end(&mut rest).await.unwrap();
+    assert!(
+        MIB + rest.len() < 64 * MIB,
+        "the agent has written it all, so its write did not end for the hang-up"
+    );
     drop(stream);
     vm.ended().await;
 }

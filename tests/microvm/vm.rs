@@ -2,8 +2,10 @@
 
 use std::array;
 use std::env;
+use std::fs;
 use std::io;
 use std::os::fd::RawFd;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::thread;
@@ -32,6 +34,15 @@ pub(crate) struct Vm {
     /// Those of the first port.
     pub(crate) calls: Arc<Calls>,
     ended: mpsc::UnboundedReceiver<i32>,
+}
+
+/// The agent powers off also when its scenario has failed, with nothing but a word of it in its log
+/// (`agent/src/main.rs`).
+pub(crate) fn assert_agent_has_not_failed() {
+    let root = env::var_os(ROOT).expect("checked by `missing`");
+    let log = fs::read_to_string(Path::new(&root).join("tmp/agent.log")).expect("the agent's log");
+    let failed = log.lines().find(|line| line.starts_with("failed: "));
+    assert_eq!(failed, None, "the agent's log");
 }
 
 /// What krun's threads have done to a port.

@@ -1,23 +1,16 @@
-//! A virtio-console port, as the guest's kernel shows it.
+//! A virtio-console port, as the guest's kernel shows it: for scenarios about single system calls, or blocking ones.
 
-use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
-use std::thread;
-use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
+use tokio_krun::agent::VirtioPort;
+
+use crate::scenario::run;
 
 /// The port that each scenario talks over; some use others besides.
 pub const AGENT: &str = "agent";
-const PORTS: &str = "/sys/class/virtio-ports";
-
-/// How long the port's name may take to show up: the host sends it over the device's control
-/// queue, some time after the guest's kernel has started its init.
-const NAME_LIMIT: Duration = Duration::from_secs(10);
 
 pub struct Port {
     fd: OwnedFd,
@@ -27,21 +20,13 @@ impl Port {
     /// Opens the port non-blocking: reads and writes wait in `poll(2)`, where they also see the
     /// host hang up.
     pub fn open(name: &str) -> io::Result<Self> {
-        Self::open_with(name, OFlags::NONBLOCK)
+        run(async { VirtioPort::open(name).await?.into_nonblocking_fd() }).map(|fd| Self { fd })
     }
 
     /// Opens the port for blocking reads and writes. A write that is waiting when the host hangs
     /// up never returns: that is how Linux does it.
     pub fn open_blocking(name: &str) -> io::Result<Self> {
-        Self::open_with(name, OFlags::empty())
-    }
-
-    fn open_with(name: &str, flags: OFlags) -> io::Result<Self> {
-        let path = find(name)?;
-        let flags = flags | OFlags::RDWR | OFlags::CLOEXEC;
-        let fd = rustix::fs::open(&path, flags, Mode::empty())
-            .map_err(|e| io::Error::new(e.kind(), format!("open {}: {e}", path.display())))?;
-        Ok(Self { fd })
+        run(async { VirtioPort::open(name).await?.into_blocking_fd() }).map(|fd| Self { fd })
     }
 
     /// Reads what there is: `None` if that is nothing, 0 if the host has hung up.
@@ -137,29 +122,5 @@ fn retried(mut call: impl FnMut() -> rustix::io::Result<usize>) -> io::Result<Op
             Err(Errno::INTR) => {}
             Err(e) => return Err(e.into()),
         }
-    }
-}
-
-/// The device file of the port with this name. krun tells the guest that the host's end is open
-/// before it tells the name, so a port found here does not begin with an end of file.
-fn find(wanted: &str) -> io::Result<PathBuf> {
-    let started = Instant::now();
-    loop {
-        for entry in fs::read_dir(PORTS).into_iter().flatten() {
-            let entry = entry?;
-            match fs::read_to_string(entry.path().join("name")) {
-                Ok(name) if name.trim_end() == wanted => {
-                    return Ok(PathBuf::from("/dev").join(entry.file_name()));
-                }
-                _ => {} // another port, or one whose name has not come yet
-            }
-        }
-        if started.elapsed() > NAME_LIMIT {
-            return Err(io::Error::new(
-                io::ErrorKind::NotFound,
-                format!("no port named {wanted:?} in {PORTS}"),
-            ));
-        }
-        thread::sleep(Duration::from_millis(5));
     }
 }

@@ -15,14 +15,6 @@ use yamux::{Config, Connection, Mode};
 use crate::port::AGENT;
 use crate::{Log, grpc};
 
-/// `work` on a runtime of one thread.
-pub fn run(work: impl Future<Output = io::Result<()>>) -> io::Result<()> {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?
-        .block_on(work)
-}
-
 /// Answers each message in CBOR, an array of integers, with another: how many there were, and their sum.
 /// Ends at the end of the file, after which a write must fail.
 pub async fn cbor() -> io::Result<()> {
@@ -35,7 +27,14 @@ pub async fn cbor() -> io::Result<()> {
         ciborium::into_writer(&Value::Array(reply.into()), &mut bytes).map_err(io::Error::other)?;
         frames.send(Bytes::from(bytes)).await?;
     }
-    is_broken_pipe(frames.into_inner().write_all(b"nobody hears this").await)
+    // The end of the file comes a moment before the hang-up, which ends this.
+    let mut port = frames.into_inner();
+    loop {
+        match port.write(b"nobody hears this").await {
+            Ok(_) => {}
+            Err(error) => return is_broken_pipe(Err(error)),
+        }
+    }
 }
 
 /// Writes until the host hangs up: also a write that waits for room must end then.

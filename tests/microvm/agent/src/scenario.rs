@@ -3,11 +3,13 @@
 //! `FROM_HOST`, each plus the port's number in a scenario of several; checksums are CRC-32 (IEEE).
 
 use std::io;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use crc32fast::Hasher;
-use rustix::event::PollFlags;
+use futures::{SinkExt, StreamExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
+use tokio_krun::agent::VirtioPort;
+use tokio_util::codec::{Framed, LengthDelimitedCodec};
 
 use crate::Log;
 use crate::bench::bench;
@@ -21,22 +23,30 @@ pub const CHUNK: usize = 32 * 1024;
 const LONGEST_FRAME: usize = 1024 * 1024;
 const STALL_BYTES: u64 = 8 * 1024 * 1024;
 
+/// `work` on a runtime of one thread.
+pub fn run<T>(work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?
+        .block_on(work)
+}
+
 pub fn play(name: &str, log: &mut Log) -> io::Result<()> {
     match name {
-        "echo" => echo(),
-        "frames" => frames(),
-        "traffic" => traffic(AGENT, 0, log),
-        "ports" => ports(),
-        "late-open" => late_open(),
+        "echo" => run(echo()),
+        "frames" => run(frames()),
+        "traffic" => run(traffic(AGENT, 0, log)),
+        "ports" => run(ports()),
+        "late-open" => run(late_open()),
         "last-words" => last_words(),
         "flood" => flood(),
         "stall" => stall(log),
         "remote" => remote(log),
         "bench" => bench(),
-        "cbor" => protocols::run(protocols::cbor()),
-        "grpc" => protocols::run(protocols::grpc()),
-        "mux" => protocols::run(protocols::mux()),
-        "writer" => protocols::run(protocols::writer(log)),
+        "cbor" => run(protocols::cbor()),
+        "grpc" => run(protocols::grpc()),
+        "mux" => run(protocols::mux()),
+        "writer" => run(protocols::writer(log)),
         _ => Err(io::Error::new(
             io::ErrorKind::InvalidInput,
             "no such scenario",
@@ -45,45 +55,41 @@ pub fn play(name: &str, log: &mut Log) -> io::Result<()> {
 }
 
 /// Greets, then sends back what it reads, until the host hangs up.
-fn echo() -> io::Result<()> {
-    let port = Port::open(AGENT)?;
-    port.write_all(b"hello from the guest\n")?;
-    echo_until_hang_up(&port)
+async fn echo() -> io::Result<()> {
+    let mut port = VirtioPort::open(AGENT).await?;
+    port.write_all(b"hello from the guest\n").await?;
+    echo_until_hang_up(port).await
 }
 
 /// Lets the host's bytes queue up before it opens the port, then sends them back without a
 /// greeting, until the host hangs up.
-fn late_open() -> io::Result<()> {
-    thread::sleep(Duration::from_secs(2));
-    echo_until_hang_up(&Port::open(AGENT)?)
+async fn late_open() -> io::Result<()> {
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    echo_until_hang_up(VirtioPort::open(AGENT).await?).await
 }
 
-fn echo_until_hang_up(port: &Port) -> io::Result<()> {
+async fn echo_until_hang_up(mut port: VirtioPort) -> io::Result<()> {
     let mut buf = vec![0; CHUNK];
     loop {
-        match port.read(&mut buf)? {
+        match port.read(&mut buf).await? {
             0 => return Ok(()),
-            n => port.write_all(&buf[..n])?,
+            n => port.write_all(&buf[..n]).await?,
         }
     }
 }
 
 /// Sends back each frame it reads (a big-endian u32 length, then so many bytes), until and
 /// including a frame that is `bye`. Reads nothing while it writes.
-fn frames() -> io::Result<()> {
-    let port = Port::open(AGENT)?;
-    let mut frame = vec![0; 4];
+async fn frames() -> io::Result<()> {
+    let codec = LengthDelimitedCodec::builder()
+        .max_frame_length(LONGEST_FRAME)
+        .new_codec();
+    let mut frames = Framed::new(VirtioPort::open(AGENT).await?, codec);
     loop {
-        port.read_exact(&mut frame[..4])?;
-        let length = u32::from_be_bytes([frame[0], frame[1], frame[2], frame[3]]) as usize;
-        if length == 0 || length > LONGEST_FRAME {
-            let what = format!("a frame of {length} bytes");
-            return Err(io::Error::new(io::ErrorKind::InvalidData, what));
-        }
-        frame.resize(4 + length, 0);
-        port.read_exact(&mut frame[4..])?;
-        port.write_all(&frame)?;
-        if &frame[4..] == b"bye" {
+        let frame = frames.next().await.ok_or_else(end_of_file)??;
+        let is_last = &frame[..] == b"bye";
+        frames.send(frame.freeze()).await?;
+        if is_last {
             return Ok(());
         }
     }
@@ -92,20 +98,22 @@ fn frames() -> io::Result<()> {
 /// Reads {u64 bytes from the host, u64 bytes to the host}; sends and receives so many at the same
 /// time; sends {u64 bytes received, u32 their checksum, u32 1 if each was right, else 0}; waits for
 /// one more byte, the host's word that it has read all this.
-fn traffic(name: &str, number: u64, log: &mut Log) -> io::Result<()> {
-    let port = Port::open(name)?;
-    let (mut to_receive, mut to_send) = (read_u64(&port)?, read_u64(&port)?);
+async fn traffic(name: &str, number: u64, log: &mut Log) -> io::Result<()> {
+    let mut port = VirtioPort::open(name).await?;
+    let (mut to_receive, mut to_send) = (port.read_u64_le().await?, port.read_u64_le().await?);
     let mut received = Received::new(number);
     let mut sending = Sending::new(number);
     let mut buf = vec![0; CHUNK];
     while to_receive > 0 || to_send > 0 {
-        let mut wanted = PollFlags::empty();
-        wanted.set(PollFlags::IN, to_receive > 0);
-        wanted.set(PollFlags::OUT, to_send > 0);
-        let came = port.wait(wanted)?;
-        if to_receive > 0 && came.intersects(PollFlags::IN | PollFlags::HUP) {
+        port.ready(match (to_receive > 0, to_send > 0) {
+            (true, true) => Interest::READABLE | Interest::WRITABLE,
+            (true, false) => Interest::READABLE,
+            _ => Interest::WRITABLE,
+        })
+        .await?;
+        if to_receive > 0 {
             let most = at_most(buf.len(), to_receive);
-            match port.try_read(&mut buf[..most])? {
+            match unless_it_waits(port.try_read(&mut buf[..most]))? {
                 Some(0) => return Err(end_of_file()),
                 Some(n) => {
                     received.take(&buf[..n], log);
@@ -115,8 +123,7 @@ fn traffic(name: &str, number: u64, log: &mut Log) -> io::Result<()> {
             }
         }
         if to_send > 0
-            && came.contains(PollFlags::OUT)
-            && let Some(n) = port.try_write(sending.next(to_send))?
+            && let Some(n) = unless_it_waits(port.try_write(sending.next(to_send)))?
         {
             sending.advance(n);
             to_send -= n as u64;
@@ -126,21 +133,24 @@ fn traffic(name: &str, number: u64, log: &mut Log) -> io::Result<()> {
     trailer.extend(received.count.to_le_bytes());
     trailer.extend(received.crc.finalize().to_le_bytes());
     trailer.extend(u32::from(received.right).to_le_bytes());
-    port.write_all(&trailer)?;
-    port.read_exact(&mut [0])
+    port.write_all(&trailer).await?;
+    port.read_exact(&mut [0]).await.map(drop)
+}
+
+fn unless_it_waits(moved: io::Result<usize>) -> io::Result<Option<usize>> {
+    match moved {
+        Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(None),
+        moved => moved.map(Some),
+    }
 }
 
 /// As `traffic`, at the same time over each of the ports "agent", "agent1", "agent2" and "agent3".
-fn ports() -> io::Result<()> {
+async fn ports() -> io::Result<()> {
     let names = [AGENT, "agent1", "agent2", "agent3"];
-    let threads: Vec<_> = (0..)
+    let ports = (0..)
         .zip(names)
-        .map(|(number, name)| thread::spawn(move || traffic(name, number, &mut Log::new())))
-        .collect();
-    for thread in threads {
-        thread.join().expect("a panic aborts")?;
-    }
-    Ok(())
+        .map(|(number, name)| async move { traffic(name, number, &mut Log::new()).await });
+    futures::future::try_join_all(ports).await.map(drop)
 }
 
 /// Reads a u64, writes so many bytes with blocking writes, and ends the VM as soon as the last
