@@ -10,6 +10,22 @@
 //!
 //! It is [`AsyncRead`] + [`AsyncWrite`] as the host's [`AgentStream`](crate::AgentStream) is, so both sides can
 //! share their protocol's code.
+//!
+//! ```no_run
+//! use futures::{SinkExt, StreamExt};
+//! use tokio_krun::agent::VirtioPort;
+//! use tokio_util::codec::{Framed, LinesCodec};
+//!
+//! #[tokio::main(flavor = "current_thread")]
+//! async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     let port = VirtioPort::open("agent").await?;
+//!     let mut lines = Framed::new(port, LinesCodec::new_with_max_length(1024));
+//!     while let Some(line) = lines.next().await {
+//!         lines.send(line?.to_uppercase()).await?;
+//!     }
+//!     Ok(())
+//! }
+//! ```
 
 mod find;
 mod uevents;

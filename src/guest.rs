@@ -65,6 +65,26 @@ pub(crate) use worker::Worker;
 /// is gone at once, as a VM whose process was killed, and the host reads what had reached it and
 /// then the end of the file. So a test keeps this until it has read what it wants: an agent's task
 /// that ends closes its port, and no more than that.
+///
+/// # Examples
+///
+/// An agent that is started again finds the port as it left it:
+///
+/// ```
+/// use tokio::io::{AsyncReadExt, AsyncWriteExt};
+/// use tokio_krun::AgentStream;
+/// use tokio_krun::guest::Guest;
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+/// let (mut stream, port) = AgentStream::new()?;
+/// let guest = Guest::boot(port);
+/// for run in [1, 2] {
+///     let mut agent = guest.open()?;
+///     agent.write_u8(run).await?;
+///     assert_eq!(stream.read_u8().await?, run);
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 pub struct Guest {
     machine: Arc<Machine>,
@@ -73,6 +93,19 @@ pub struct Guest {
 impl Guest {
     /// Starts a VM with `port`. Nothing is called on the port before the guest
     /// [opens](Self::open) its end.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tokio_krun::AgentStream;
+    /// use tokio_krun::guest::Guest;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+    /// let (stream, port) = AgentStream::new()?;
+    /// let guest = Guest::boot(port);
+    /// assert!(!stream.has_guest_opened());
+    /// # Ok(()) }
+    /// ```
     pub fn boot(port: AgentPort) -> Self {
         let handle = port.handle();
         Self {
@@ -94,6 +127,23 @@ impl Guest {
     ///
     /// [`ResourceBusy`](io::ErrorKind::ResourceBusy) if it is open, and
     /// [`NotConnected`](io::ErrorKind::NotConnected) after [`power_off`](Self::power_off).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::io::ErrorKind;
+    /// use tokio_krun::AgentStream;
+    /// use tokio_krun::guest::Guest;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+    /// let (stream, port) = AgentStream::new()?;
+    /// let guest = Guest::boot(port);
+    /// let agent = guest.open()?;
+    /// stream.guest_opened().await?;
+    /// assert_eq!(guest.open().unwrap_err().kind(), ErrorKind::ResourceBusy);
+    /// # drop(agent);
+    /// # Ok(()) }
+    /// ```
     pub fn open(&self) -> io::Result<GuestPort> {
         let console = self.machine.console();
         let Some(console) = console.as_ref() else {
@@ -161,6 +211,26 @@ impl Guest {
     /// # Panics
     ///
     /// If the port broke one of the rules that krun's threads rely on.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    /// use tokio_krun::AgentStream;
+    /// use tokio_krun::guest::Guest;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+    /// let (mut stream, port) = AgentStream::new()?;
+    /// let guest = Guest::boot(port);
+    /// let mut agent = guest.open()?;
+    /// guest.pause().await;
+    /// stream.write_all(b"meanwhile").await?;
+    /// guest.resume()?;
+    /// let mut received = [0; 9];
+    /// agent.read_exact(&mut received).await?;
+    /// assert_eq!(&received, b"meanwhile");
+    /// # Ok(()) }
+    /// ```
     pub async fn pause(&self) {
         let stopping = {
             let mut workers = self.machine.workers();
@@ -182,6 +252,19 @@ impl Guest {
     ///
     /// If a thread or a descriptor is refused; [`NotConnected`](io::ErrorKind::NotConnected) after
     /// [`power_off`](Self::power_off).
+    ///
+    /// # Examples
+    ///
+    /// See [`pause`](Self::pause).
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+    /// # let (_stream, port) = tokio_krun::AgentStream::new()?;
+    /// # let guest = tokio_krun::guest::Guest::boot(port);
+    /// guest.pause().await;
+    /// guest.resume()?;
+    /// # Ok(()) }
+    /// ```
     pub fn resume(&self) -> io::Result<()> {
         let console = self.machine.console();
         let Some(console) = console.as_ref() else {
@@ -197,9 +280,36 @@ impl Guest {
     /// Powers the guest off: the workers stop as with [`pause`](Self::pause), what is left in the
     /// virtqueues is lost, and the host reads what had reached it and then the end of the file.
     ///
+    /// A test in which the agent's last words are to be heard waits for [`drained`](Self::drained) before it.
+    ///
+    /// As with `pause`, and with a real VM, a transmission that finds no room is waited for: so this does not return
+    /// while a full stream is kept and not read. Read it or drop it, [quiesce](PortHandle::quiesce) the port,
+    /// or drop the guest, which powers it off without a wait.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped while it waits, the guest is dropped.
+    ///
     /// # Panics
     ///
     /// If the port broke one of the rules that krun's threads rely on.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tokio::io::AsyncReadExt;
+    /// use tokio_krun::AgentStream;
+    /// use tokio_krun::guest::Guest;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+    /// let (mut stream, port) = AgentStream::new()?;
+    /// let guest = Guest::boot(port);
+    /// let agent = guest.open()?;
+    /// guest.power_off().await;
+    /// assert_eq!(stream.read(&mut [0; 8]).await?, 0);
+    /// # drop(agent);
+    /// # Ok(()) }
+    /// ```
     pub async fn power_off(self) {
         self.pause().await;
         self.machine.virtqueues.power_off();
@@ -263,6 +373,36 @@ impl Drop for Machine {
 ///   write in a Linux guest never returns then.)
 ///
 /// It needs no runtime: `futures::executor::block_on` drives it as well.
+///
+/// # Examples
+///
+/// ```
+/// use tokio::io::{AsyncReadExt, AsyncWriteExt};
+/// use tokio_krun::AgentStream;
+/// use tokio_krun::guest::{Guest, GuestPort};
+///
+/// async fn echo(mut port: GuestPort) -> std::io::Result<()> {
+///     let mut buffer = [0; 1024];
+///     loop {
+///         match port.read(&mut buffer).await? {
+///             0 => return Ok(()), // the host has hung up
+///             read => port.write_all(&buffer[..read]).await?,
+///         }
+///     }
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+/// let (mut stream, port) = AgentStream::new()?;
+/// let guest = Guest::boot(port);
+/// let agent = tokio::spawn(echo(guest.open()?));
+/// stream.write_all(b"hello").await?;
+/// let mut answer = [0; 5];
+/// stream.read_exact(&mut answer).await?;
+/// assert_eq!(&answer, b"hello");
+/// stream.hang_up();
+/// agent.await??;
+/// # Ok(()) }
+/// ```
 ///
 /// [`VirtioPort`]: https://docs.rs/tokio-krun/latest/tokio_krun/agent/struct.VirtioPort.html
 #[derive(Debug)]

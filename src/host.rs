@@ -2,6 +2,7 @@
 
 use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice, IoSliceMut};
+use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -45,6 +46,11 @@ impl Host {
         &self.shared
     }
 }
+
+// As tokio's own streams are. Under a lock only code of the caller's can panic (a `BufMut`), and until it has returned
+// nothing has been read.
+impl UnwindSafe for Host {}
+impl RefUnwindSafe for Host {}
 
 impl Drop for Host {
     fn drop(&mut self) {

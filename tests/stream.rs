@@ -4,6 +4,7 @@ mod common;
 
 use std::future::pending;
 use std::io;
+use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -24,10 +25,17 @@ use tokio_util::codec::{Framed, LengthDelimitedCodec};
 const _: () = {
     const fn assert_auto<T: Send + Sync + Unpin>() {}
     const fn assert_auto_and_static<T: Send + Sync + Unpin + 'static>() {}
+    const fn assert_unwind_safe<T: UnwindSafe + RefUnwindSafe>() {}
     assert_auto_and_static::<AgentStream>();
     assert_auto_and_static::<OwnedReadHalf>();
     assert_auto_and_static::<OwnedWriteHalf>();
     assert_auto_and_static::<ReuniteError>();
+    // ttrpc's server wants it of its connections, in the guest as well.
+    #[cfg(target_os = "linux")]
+    assert_auto_and_static::<tokio_krun::agent::VirtioPort>();
+    assert_unwind_safe::<AgentStream>();
+    assert_unwind_safe::<OwnedReadHalf>();
+    assert_unwind_safe::<OwnedWriteHalf>();
     assert_auto::<ReadHalf<'_>>();
     assert_auto::<WriteHalf<'_>>();
     assert_auto_and_static::<Chunks<AgentStream>>();

@@ -10,6 +10,7 @@ use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode, client, server};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::task::JoinHandle;
 
 use crate::common::{pattern, watchdog};
 use crate::vm;
@@ -25,7 +26,8 @@ async fn echo(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infal
     Ok(response)
 }
 
-async fn request_all<C, S>(client: C, server: S)
+/// Leaves the server running, whose client has gone.
+async fn request_all<C, S>(client: C, server: S) -> JoinHandle<hyper::Result<()>>
 where
     C: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
@@ -57,20 +59,29 @@ where
     requests.ready().await.unwrap();
     let response = requests.send_request(request).await.unwrap();
     assert_eq!(response.status(), StatusCode::NOT_FOUND);
-    // The client's end of the connection ends the server's.
     drop(requests);
     connection.await.unwrap().unwrap();
-    server.abort();
+    server
 }
 
 #[tokio::test]
 async fn http_to_a_server_in_the_guest() {
-    let (stream, _guest, agent) = vm();
-    watchdog(request_all(stream, agent)).await;
+    watchdog(async {
+        let (stream, _guest, agent) = vm();
+        // With the client the stream has gone, and hung up.
+        request_all(stream, agent).await.await.unwrap().unwrap();
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn http_to_a_server_on_the_host() {
-    let (stream, _guest, agent) = vm();
-    watchdog(request_all(agent, stream)).await;
+    watchdog(async {
+        let (stream, guest, agent) = vm();
+        let server = request_all(agent, stream).await;
+        // The host does not see that the agent has closed its port, but that the guest has gone.
+        guest.power_off().await;
+        server.await.unwrap().unwrap();
+    })
+    .await;
 }

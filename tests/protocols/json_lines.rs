@@ -13,6 +13,8 @@ use crate::common::{SMALL, watchdog};
 /// No byte of UTF-8, so of no JSON: what comes before it is of another time.
 const SENTINEL: u8 = 0xff;
 const MAX_LINE: usize = 16 * 1024;
+/// What the guest may make the host read before it is in step.
+const MAX_STALE: u64 = 1024 * 1024;
 
 /// The host's side of `guest-sync-delimited`.
 async fn synchronised(mut stream: AgentStream, id: u64) -> Framed<AgentStream, LinesCodec> {
@@ -25,10 +27,16 @@ async fn synchronised(mut stream: AgentStream, id: u64) -> Framed<AgentStream, L
     loop {
         // Whatever an agent before this one has left behind.
         let mut stale = Vec::new();
-        stream.read_until(SENTINEL, &mut stale).await.unwrap();
-        assert_eq!(stale.last(), Some(&SENTINEL), "the agent has gone");
+        let mut most = (&mut stream).take(MAX_STALE);
+        most.read_until(SENTINEL, &mut stale).await.unwrap();
+        assert_eq!(
+            stale.last(),
+            Some(&SENTINEL),
+            "no end, or the agent has gone"
+        );
         let mut line = String::new();
-        stream.read_line(&mut line).await.unwrap();
+        let mut most = (&mut stream).take(MAX_LINE as u64);
+        most.read_line(&mut line).await.unwrap();
         if serde_json::from_str::<Value>(&line).unwrap()["return"] == id {
             return Framed::new(stream, LinesCodec::new_with_max_length(MAX_LINE));
         }
