@@ -132,10 +132,9 @@ impl AgentPort {
     }
 
     /// The port's part in the end of the VM, for
-    /// [`VmBuilder::on_exit`](msb_krun::VmBuilder::on_exit).
+    /// [`VmBuilder::on_exit`].
     ///
-    /// When the guest powers off, or [`ExitHandle::trigger`](msb_krun::ExitHandle::trigger) is
-    /// called, krun runs its exit observers and then ends the process with `_exit`: whatever the
+    /// When the guest powers off, or [`ExitHandle::trigger`] is called, krun runs its exit observers and then ends the process with `_exit`: whatever the
     /// host has not read by then is lost. This observer makes the stream end (reads give what is
     /// left and then the end of the file, writes fail with
     /// [`BrokenPipe`](std::io::ErrorKind::BrokenPipe)), and then holds the VM's last step back
@@ -148,7 +147,7 @@ impl AgentPort {
     /// to do more than that before the process ends can wait for it in an observer of its own,
     /// added after this one.
     ///
-    /// krun keeps its VM locked while observers run: a call of [`VmControl`](msb_krun::VmControl) waits
+    /// krun keeps its VM locked while observers run: a call of [`VmControl`] waits
     /// for them. Made on a thread that the stream's task needs, such as a worker of its runtime, it
     /// would hold both up until `limit` is over; `spawn_blocking` is the place for it.
     ///
@@ -157,6 +156,10 @@ impl AgentPort {
     /// Bytes that the guest had queued in its device and krun had not yet handed over (with krun's
     /// default queue up to 32 descriptors of 32 KiB). A guest whose last words matter waits for
     /// an answer to them before it powers off.
+    ///
+    /// [`VmBuilder::on_exit`]: https://docs.rs/msb_krun/0.1/msb_krun/api/builder/struct.VmBuilder.html#method.on_exit
+    /// [`ExitHandle::trigger`]: https://docs.rs/msb_krun/0.1/msb_krun/api/exit_handle/struct.ExitHandle.html#method.trigger
+    /// [`VmControl`]: https://docs.rs/msb_krun/0.1/msb_krun/api/vm/struct.VmControl.html
     ///
     /// # Examples
     ///
@@ -262,7 +265,7 @@ impl PortHandle {
     ///
     /// krun stops a port by joining the thread that carries the guest's bytes, and does not tell
     /// the port. While that thread waits for room, as the host does not read, the VM therefore neither
-    /// ends (also not by [`ExitHandle::trigger`](msb_krun::ExitHandle::trigger)) nor comes to rest
+    /// ends (also not by [`ExitHandle::trigger`]) nor comes to rest
     /// for a checkpoint. Dropping the stream has the same effect, for good.
     ///
     /// While it is quiesced, what the guest writes is taken up to twice the
@@ -272,6 +275,8 @@ impl PortHandle {
     /// [`UnexpectedEof`](std::io::ErrorKind::UnexpectedEof). A VM whose vCPUs are paused first has at most what is left in
     /// its queue to write: with krun's default queue of 32 descriptors and the default capacity of
     /// 4 MiB, a Linux guest's bytes all find room, and nothing is lost.
+    ///
+    /// [`ExitHandle::trigger`]: https://docs.rs/msb_krun/0.1/msb_krun/api/exit_handle/struct.ExitHandle.html#method.trigger
     ///
     /// # Examples
     ///

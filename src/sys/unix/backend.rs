@@ -31,7 +31,7 @@ const EMPTY_WRITE: Duration = Duration::from_millis(100);
 /// krun's end of the port: an [`msb_krun::ConsolePortBackend`] over the same rings as the
 /// [`AgentStream`](crate::AgentStream).
 ///
-/// Most programs never see it: [`AgentPort::attach`](crate::AgentPort::attach) gives it to krun.
+/// Most programs never see it: [`AgentPort::attach`] gives it to krun.
 /// It is public, and has the trait's methods as its own, for VMMs that add their ports in another
 /// way and for tests that play krun's part.
 ///
@@ -68,6 +68,9 @@ const EMPTY_WRITE: Duration = Duration::from_millis(100);
 ///
 /// The methods may be called from any thread, but are made for krun's way: one thread at a time
 /// reads, and one writes and waits.
+///
+/// [`msb_krun::ConsolePortBackend`]: https://docs.rs/msb_krun/0.1/msb_krun/backends/console/trait.ConsolePortBackend.html
+/// [`AgentPort::attach`]: struct.AgentPort.html#method.attach
 ///
 /// # Examples
 ///

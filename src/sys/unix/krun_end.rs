@@ -48,7 +48,7 @@ impl AgentConsoleBackend {
 /// On Linux and macOS.
 impl AgentPort {
     /// krun's end alone, for a VM that adds its ports in another way than
-    /// [`attach`](Self::attach), or for a backend of your own around it.
+    /// [`attach`](#method.attach), or for a backend of your own around it.
     ///
     /// # Examples
     ///

@@ -80,6 +80,8 @@ pub(super) use taken::Taken;
 /// - krun holds no more than the pipe's name. If the port was attached and the VM then never starts,
 ///   the stream is not told, and the bridge waits for krun for as long as its runtime lives.
 ///
+/// [`AgentPort::attach`]: struct.AgentPort.html#method.attach
+///
 /// # Examples
 ///
 /// ```
@@ -216,7 +218,7 @@ impl Drop for AgentConsolePipeBridge {
 /// On Windows.
 impl AgentPort {
     /// krun's end alone, for a VM that adds its ports in another way than
-    /// [`attach`](Self::attach).
+    /// [`attach`](#method.attach).
     ///
     /// # Examples
     ///
