@@ -245,7 +245,7 @@ pub trait ReadChunks: sealed::AsHost {}
 /// # let mut agent = guest.open()?;
 /// let (read, mut write) = stream.into_split();
 /// send(vec![Bytes::from_static(&[0; 65536]); 8], &mut write).await?;
-/// # agent.read_exact(&mut [1; 8 * 65536]).await?;
+/// # agent.read_exact(&mut vec![1; 8 * 65536]).await?;
 /// # Ok(()) }
 /// ```
 pub trait WriteChunks: sealed::AsHost {}

@@ -318,7 +318,7 @@ impl PortHandle {
     /// guest.resume()?;
     /// handle.resume();
     /// // All that was on its way is still there.
-    /// stream.read_exact(&mut [0; 48 * 1024]).await?;
+    /// stream.read_exact(&mut vec![0; 48 * 1024]).await?;
     /// # Ok(()) }
     /// ```
     pub fn resume(&self) {

@@ -270,7 +270,7 @@ impl AgentConsoleBackend {
     ///         }
     ///     }
     /// });
-    /// stream.read_exact(&mut [0; 100 * 4096]).await?;
+    /// stream.read_exact(&mut vec![0; 100 * 4096]).await?;
     /// krun.join().unwrap();
     /// # Ok(()) }
     /// ```

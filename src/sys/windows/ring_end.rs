@@ -146,7 +146,7 @@ impl RingEnd {
     ///         }
     ///     }
     /// });
-    /// stream.read_exact(&mut [0; 100 * 4096]).await?;
+    /// stream.read_exact(&mut vec![0; 100 * 4096]).await?;
     /// guest.join().unwrap();
     /// # Ok(()) }
     /// ```
