@@ -84,6 +84,25 @@ pin_project_lite::pin_project! {
 
 impl<S> Chunks<S> {
     /// Takes `stream` by chunks.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use futures::StreamExt;
+    /// # use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    /// # use tokio_krun::{AgentStream, Chunks, guest::Guest};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+    /// # let (mut stream, port) = AgentStream::new()?;
+    /// # let guest = Guest::boot(port);
+    /// # let mut agent = guest.open()?;
+    /// agent.write_all(b"\x04body").await?;
+    /// assert_eq!(stream.read_u8().await?, 4);
+    ///
+    /// // Only for the body: the stream is borrowed.
+    /// let mut chunks = Chunks::new(&mut stream);
+    /// assert_eq!(chunks.next().await.unwrap()?, "body");
+    /// # Ok(()) }
+    /// ```
     pub fn new(stream: S) -> Self {
         Self {
             stream,
@@ -93,16 +112,80 @@ impl<S> Chunks<S> {
     }
 
     /// The stream inside.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use futures::StreamExt;
+    /// # use tokio::io::AsyncWriteExt;
+    /// # use tokio_krun::{AgentStream, Chunks, guest::Guest};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+    /// # let (stream, port) = AgentStream::new()?;
+    /// # let guest = Guest::boot(port);
+    /// # let mut agent = guest.open()?;
+    /// let mut chunks = Chunks::new(stream);
+    /// agent.write_all(b"hello").await?;
+    /// assert_eq!(chunks.next().await.unwrap()?, "hello");
+    /// assert_eq!(chunks.get_ref().stats().tx.bytes, 5);
+    /// # Ok(()) }
+    /// ```
     pub fn get_ref(&self) -> &S {
         &self.stream
     }
 
     /// The stream inside. An item that waits to be sent comes after what is written there.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use bytes::Bytes;
+    /// # use futures::SinkExt;
+    /// # use tokio::io::AsyncReadExt;
+    /// # use tokio_krun::{AgentStream, Chunks, guest::Guest};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+    /// # let (stream, port) = AgentStream::new()?;
+    /// # let guest = Guest::boot(port);
+    /// # let mut agent = guest.open()?;
+    /// let mut chunks = Chunks::new(stream);
+    /// chunks.send(Bytes::from_static(b"goodbye")).await?; // flushes
+    /// chunks.get_mut().hang_up();
+    ///
+    /// let mut heard = String::new();
+    /// agent.read_to_string(&mut heard).await?;
+    /// assert_eq!(heard, "goodbye");
+    /// # Ok(()) }
+    /// ```
     pub fn get_mut(&mut self) -> &mut S {
         &mut self.stream
     }
 
     /// Gives the stream back. An item that was not flushed is lost.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use bytes::Bytes;
+    /// # use futures::SinkExt;
+    /// # use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    /// # use tokio_krun::{AgentStream, Chunks, guest::Guest};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+    /// # let (stream, port) = AgentStream::new()?;
+    /// # let guest = Guest::boot(port);
+    /// # let mut agent = guest.open()?;
+    /// let mut chunks = Chunks::new(stream);
+    /// let image = Bytes::from(vec![0; 1024 * 1024]);
+    /// chunks.send(image).await?; // without a copy
+    ///
+    /// let mut stream = chunks.into_inner();
+    /// stream.write_all(b"that was the image").await?;
+    /// # let mut image = vec![1; 1024 * 1024];
+    /// # agent.read_exact(&mut image).await?;
+    /// # assert!(image.iter().all(|byte| *byte == 0));
+    /// # let mut words = [0; 18];
+    /// # agent.read_exact(&mut words).await?;
+    /// # assert_eq!(&words, b"that was the image");
+    /// # Ok(()) }
+    /// ```
     pub fn into_inner(self) -> S {
         self.stream
     }
@@ -110,10 +193,61 @@ impl<S> Chunks<S> {
 
 /// What can be read by chunks: [`AgentStream`](crate::AgentStream), its reading halves, and mutable
 /// borrows of them. Sealed.
+///
+/// # Examples
+///
+/// ```
+/// # use std::io;
+/// # use futures::StreamExt;
+/// # use tokio::io::AsyncWriteExt;
+/// # use tokio_krun::{AgentStream, Chunks, ReadChunks, guest::Guest};
+/// /// Reads to the end, from a stream or a half of one.
+/// async fn count(source: impl ReadChunks) -> io::Result<usize> {
+///     let mut chunks = Chunks::new(source);
+///     let mut bytes = 0;
+///     while let Some(chunk) = chunks.next().await {
+///         bytes += chunk?.len();
+///     }
+///     Ok(bytes)
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+/// # let (mut stream, port) = AgentStream::new()?;
+/// # let guest = Guest::boot(port);
+/// # guest.open()?.write_all(b"hello").await?;
+/// # guest.drained().await;
+/// # guest.power_off().await;
+/// assert_eq!(count(&mut stream).await?, 5);
+/// # Ok(()) }
+/// ```
 pub trait ReadChunks: sealed::AsHost {}
 
 /// What can be written by chunks: [`AgentStream`](crate::AgentStream), its writing halves, and
 /// mutable borrows of them. Sealed.
+///
+/// # Examples
+///
+/// ```
+/// # use std::io;
+/// # use bytes::Bytes;
+/// # use futures::{SinkExt, StreamExt, stream};
+/// # use tokio::io::AsyncReadExt;
+/// # use tokio_krun::{AgentStream, Chunks, WriteChunks, guest::Guest};
+/// /// Sends pages to a stream or a half of one, without a copy.
+/// async fn send(pages: Vec<Bytes>, target: impl WriteChunks) -> io::Result<()> {
+///     let mut pages = stream::iter(pages).map(Ok);
+///     Chunks::new(target).send_all(&mut pages).await
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+/// # let (stream, port) = AgentStream::new()?;
+/// # let guest = Guest::boot(port);
+/// # let mut agent = guest.open()?;
+/// let (read, mut write) = stream.into_split();
+/// send(vec![Bytes::from_static(&[0; 65536]); 8], &mut write).await?;
+/// # agent.read_exact(&mut vec![1; 8 * 65536]).await?;
+/// # Ok(()) }
+/// ```
 pub trait WriteChunks: sealed::AsHost {}
 
 impl<S: ReadChunks + ?Sized> ReadChunks for &mut S {}

@@ -19,6 +19,21 @@ use std::io;
 /// Besides, the `try_` methods return [`WouldBlock`](io::ErrorKind::WouldBlock), and a wait fails
 /// with [`Other`](io::ErrorKind::Other) if the stream's runtime has shut down; these come without a
 /// source of ours.
+///
+/// # Examples
+///
+/// ```
+/// # use tokio::io::AsyncWriteExt;
+/// use tokio_krun::{AgentStream, Error};
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+/// # let (mut stream, port) = AgentStream::new()?;
+/// stream.shutdown().await?;
+/// let error = stream.write_all(b"too late").await.unwrap_err();
+/// let source = error.get_ref().and_then(|source| source.downcast_ref());
+/// assert!(matches!(source, Some(Error::ShutDown))); // this side's doing: the guest is still there
+/// # Ok(()) }
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {

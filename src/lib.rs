@@ -35,6 +35,8 @@
 //! # #[cfg(not(feature = "msb_krun"))] fn main() {}
 //! ```
 //!
+//! [`msb_krun`]: https://docs.rs/msb_krun/0.1
+//!
 //! # How it works
 //!
 //! The two directions are named from the guest's side, as virtio's queues are. krun's TX thread
@@ -42,14 +44,61 @@
 //! into the `rx_ring`, and krun's RX thread copies that into the guest's buffers. [`Chunks`] reads
 //! and writes without the host's copy. Both rings are bounded in bytes, and neither side waits for
 //! the other while that is at its bytes. A side that finds nothing to do arms a wake and sleeps; the
-//! other pays for a wake only then. There is no timer and no polling.
+//! other pays for a wake only then. There is no timer and no polling, with one exception: the empty
+//! descriptor of a guest that breaks virtio's rules is answered after 100 ms, as krun would otherwise
+//! spin.
 //!
 //! On Windows krun opens a named pipe instead, and a task carries the bytes between it and the same
 //! rings.
 //!
-//! How the channel ends, from either side, is a table in [`AgentStream`]'s documentation. What
-//! krun's threads demand, and how it is met, is listed in the documentation of krun's end of the
-//! port: `AgentConsoleBackend` on Linux and macOS, `AgentConsolePipeBridge` on Windows.
+//! What krun's threads demand, and how it is met, is listed in the documentation of krun's end of the
+//! port: `AgentConsoleBackend` on Linux and macOS, `AgentConsolePipeBridge` on Windows. How a program
+//! with rings and a backend of its own comes to this crate is told, line by line, in the repository's
+//! `docs/migration.md`.
+//!
+//! # Ends
+//!
+//! A stream ends one direction at a time, and what was written before is read first.
+//!
+//! - The host says no more: [`shutdown`], which the guest is not told. Reads go on.
+//! - The host hangs up: [`hang_up`](AgentStream::hang_up), or dropping the stream. The guest reads the end
+//!   of the file, and from then on can write nothing more, for good.
+//! - The guest powers off, or the VM is dropped: reads give what is left and then the end of the file,
+//!   writes fail with `BrokenPipe`. The port's [exit hook](AgentPort::exit_hook) gives the host the time to
+//!   read them before krun ends the process.
+//! - The guest closes its port: not seen. krun does not tell.
+//!
+//! The whole table, with the halves and what is different on Windows, is in [`AgentStream`]'s
+//! [documentation](AgentStream#ends).
+//!
+//! # In the guest
+//!
+//! The agent's end is in this crate too: module `agent`, with the feature `guest`, on Linux and without the
+//! VMM, so that it builds static for musl. [`agent::VirtioPort`] opens the port by the name that
+//! [`AgentPort::attach`] was given, once it appears, and is `AsyncRead` + `AsyncWrite` as the host's
+//! stream is: both sides can share their protocol's code.
+//!
+//! ```
+//! # #[cfg(target_os = "linux")]
+//! # mod guest {
+//! use futures::{SinkExt, StreamExt};
+//! use tokio_krun::agent::VirtioPort;
+//! use tokio_util::codec::{Framed, LengthDelimitedCodec};
+//!
+//! async fn agent() -> std::io::Result<()> {
+//!     let port = VirtioPort::open("agent").await?;
+//!     let mut frames = Framed::new(port, LengthDelimitedCodec::new());
+//!     while let Some(request) = frames.next().await.transpose()? {
+//!         frames.send(request.freeze()).await?; // answers with the same
+//!     }
+//!     Ok(()) // the host has hung up
+//! }
+//! # }
+//! ```
+//!
+//! [`shutdown`]: https://docs.rs/tokio/1/tokio/io/trait.AsyncWriteExt.html#method.shutdown
+//! [`agent::VirtioPort`]: https://docs.rs/tokio-krun/latest/tokio_krun/agent/struct.VirtioPort.html
+//! [`AgentPort::attach`]: struct.AgentPort.html#method.attach
 //!
 //! # Composing
 //!
@@ -72,10 +121,12 @@
 //!
 //! Each direction holds [`Options::capacity`] bytes. When the host does not read, the guest's writes wait, in the
 //! guest: its agent blocks or sees no room, and the host's memory does not grow. When the guest does not
-//! read, [`write`](tokio::io::AsyncWriteExt::write) waits on the host. A protocol in which both sides write before they
+//! read, [`write`] waits on the host. A protocol in which both sides write before they
 //! read can so come to a stop, as over any socket: read and write in different tasks, with
 //! [`into_split`](AgentStream::into_split) or `StreamExt::split`. [`stats`](AgentStream::stats) tells which
 //! direction is full.
+//!
+//! [`write`]: https://docs.rs/tokio/1/tokio/io/trait.AsyncWriteExt.html#method.write
 //!
 //! # Testing without a VM
 //!
@@ -111,16 +162,21 @@
 //! # uptime_is_asked_for();
 //! ```
 //!
+//! [`guest::Guest`]: https://docs.rs/tokio-krun/latest/tokio_krun/guest/struct.Guest.html
+//!
 //! # Troubleshooting
 //!
 //! - **Nothing arrives, either way.** Wait for [`guest_opened`](AgentStream::guest_opened). If it never resolves, the
 //!   agent has not opened the port: in the guest, `/sys/class/virtio-ports/*/name` must list the name given to
-//!   [`AgentPort::attach`], and the agent opens `/dev/vportNpM` of that entry. If it fails, the VM has ended before.
+//!   [`AgentPort::attach`], and `/dev` the `vportNpM` of that entry. An agent in Rust opens it by its name, with
+//!   [`agent::VirtioPort`]; a program that opens the wrong one, or none, waits for ever. If it fails, the VM has
+//!   ended before.
 //! - **The guest opened, and what it writes does not come.** `stats().tx` tells: `queued` bytes are in the ring and nobody
 //!   reads; no bytes at all are still in the guest (a `stdout` that is not flushed, for one).
 //! - **The agent hangs in `write`.** The host does not read (`stats().tx.full` counts), or has hung up: then Linux lets
-//!   nobody write to the port any more, and a blocking write never returns. An agent that is to end with its host
-//!   opens the port with `O_NONBLOCK` and polls it: a hang-up is `POLLHUP`.
+//!   nobody write to the port any more, and a blocking write never returns. The way for an agent is
+//!   [`agent::VirtioPort`], which opens by name, and ends at a hang-up: its reads with the end of the file, its
+//!   writes with `BrokenPipe`. (In another language: `O_NONBLOCK` and `poll`, where a hang-up is `POLLHUP`.)
 //! - **The last bytes before a power-off are missing.** What krun had not handed over is lost with the VM: let the agent wait for an
 //!   answer to its last words, and give the VM the port's [exit hook](AgentPort::exit_hook).
 //! - **The process ends before the end of the file is read.** krun ends it as the VM ends: the exit hook again.

@@ -15,6 +15,30 @@ macro_rules! read_methods {
         /// # Cancel safety
         ///
         /// Cancel safe: nothing is read.
+        ///
+        /// # Examples
+        ///
+        /// ```
+        /// use std::io::ErrorKind;
+        ///
+        /// # use tokio::io::AsyncWriteExt;
+        /// # use tokio_krun::{AgentStream, guest::Guest};
+        /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+        /// # let (stream, port) = AgentStream::new()?;
+        /// # let guest = Guest::boot(port);
+        /// # let mut agent = guest.open()?;
+        /// agent.write_all(b"hello").await?;
+        /// let mut buf = [0; 64];
+        /// let read = loop {
+        ///     stream.readable().await?;
+        ///     match stream.try_read(&mut buf) {
+        ///         Err(error) if error.kind() == ErrorKind::WouldBlock => {} // another task was faster
+        ///         read => break read?,
+        ///     }
+        /// };
+        /// assert_eq!(&buf[..read], b"hello");
+        /// # Ok(()) }
+        /// ```
         pub async fn readable(&self) -> std::io::Result<()> {
             self.ready(tokio::io::Interest::READABLE).await.map(drop)
         }
@@ -25,6 +49,30 @@ macro_rules! read_methods {
         /// # Errors
         ///
         /// If the stream's runtime has shut down.
+        ///
+        /// # Examples
+        ///
+        /// ```
+        /// use std::future::poll_fn;
+        /// use std::task::Poll;
+        ///
+        /// # use tokio::io::AsyncWriteExt;
+        /// # use tokio_krun::{AgentStream, guest::Guest};
+        /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+        /// # let (quiet, _port) = AgentStream::new()?;
+        /// # let (stream, port) = AgentStream::new()?;
+        /// # let guest = Guest::boot(port);
+        /// # let mut agent = guest.open()?;
+        /// // Which of several agents has something to say?
+        /// let streams = [quiet, stream];
+        /// agent.write_all(b"hello").await?;
+        /// let speaks = poll_fn(|cx| {
+        ///     let ready = |stream: &AgentStream| stream.poll_read_ready(cx).is_ready();
+        ///     streams.iter().position(ready).map_or(Poll::Pending, Poll::Ready)
+        /// });
+        /// assert_eq!(speaks.await, 1);
+        /// # Ok(()) }
+        /// ```
         pub fn poll_read_ready(
             &self,
             cx: &mut std::task::Context<'_>,
@@ -38,6 +86,29 @@ macro_rules! read_methods {
         /// # Errors
         ///
         /// [`WouldBlock`](std::io::ErrorKind::WouldBlock) if there is nothing yet.
+        ///
+        /// # Examples
+        ///
+        /// ```
+        /// use std::io::ErrorKind;
+        ///
+        /// # use tokio::io::AsyncWriteExt;
+        /// # use tokio_krun::{AgentStream, guest::Guest};
+        /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+        /// # let (stream, port) = AgentStream::new()?;
+        /// # let guest = Guest::boot(port);
+        /// # let mut agent = guest.open()?;
+        /// let mut buf = [0; 64];
+        /// let nothing = stream.try_read(&mut buf).unwrap_err();
+        /// assert_eq!(nothing.kind(), ErrorKind::WouldBlock);
+        ///
+        /// agent.write_all(b"two ").await?;
+        /// agent.write_all(b"writes").await?;
+        /// guest.drained().await;
+        /// let read = stream.try_read(&mut buf)?;
+        /// assert_eq!(&buf[..read], b"two writes");
+        /// # Ok(()) }
+        /// ```
         pub fn try_read(&self, buf: &mut [u8]) -> std::io::Result<usize> {
             self.host().try_read(buf)
         }
@@ -47,6 +118,25 @@ macro_rules! read_methods {
         /// # Errors
         ///
         /// [`WouldBlock`](std::io::ErrorKind::WouldBlock) if there is nothing yet.
+        ///
+        /// # Examples
+        ///
+        /// ```
+        /// # use tokio::io::AsyncWriteExt;
+        /// # use tokio_krun::{AgentStream, guest::Guest};
+        /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+        /// # let (stream, port) = AgentStream::new()?;
+        /// # let guest = Guest::boot(port);
+        /// # let mut agent = guest.open()?;
+        /// let mut received = Vec::new();
+        /// for part in ["comes in ", "two parts"] {
+        ///     agent.write_all(part.as_bytes()).await?;
+        ///     guest.drained().await;
+        ///     stream.try_read_buf(&mut received)?;
+        /// }
+        /// assert_eq!(received, b"comes in two parts");
+        /// # Ok(()) }
+        /// ```
         pub fn try_read_buf<B: bytes::BufMut>(&self, buf: &mut B) -> std::io::Result<usize> {
             self.host().try_read_buf(buf)
         }
@@ -56,6 +146,28 @@ macro_rules! read_methods {
         /// # Errors
         ///
         /// [`WouldBlock`](std::io::ErrorKind::WouldBlock) if there is nothing yet.
+        ///
+        /// # Examples
+        ///
+        /// ```
+        /// use std::io::IoSliceMut;
+        ///
+        /// # use tokio::io::AsyncWriteExt;
+        /// # use tokio_krun::{AgentStream, guest::Guest};
+        /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+        /// # let (stream, port) = AgentStream::new()?;
+        /// # let guest = Guest::boot(port);
+        /// # let mut agent = guest.open()?;
+        /// agent.write_all(b"\0\x05hello").await?;
+        /// guest.drained().await;
+        ///
+        /// let (mut header, mut body) = ([0; 2], [0; 64]);
+        /// let mut bufs = [IoSliceMut::new(&mut header), IoSliceMut::new(&mut body)];
+        /// assert_eq!(stream.try_read_vectored(&mut bufs)?, 7);
+        /// assert_eq!(u16::from_be_bytes(header), 5);
+        /// assert_eq!(&body[..5], b"hello");
+        /// # Ok(()) }
+        /// ```
         pub fn try_read_vectored(
             &self,
             bufs: &mut [std::io::IoSliceMut<'_>],
@@ -80,11 +192,57 @@ macro_rules! read_methods {
         /// # Cancel safety
         ///
         /// Cancel safe.
+        ///
+        /// # Examples
+        ///
+        /// ```
+        /// use std::io::ErrorKind;
+        /// use std::time::Duration;
+        ///
+        /// use tokio::time::timeout;
+        ///
+        /// # use tokio_krun::{AgentStream, guest::Guest};
+        /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+        /// let (stream, port) = AgentStream::new()?;
+        /// let guest = Guest::boot(port);
+        /// let agent = guest.open()?;
+        /// timeout(Duration::from_secs(60), stream.guest_opened()).await??;
+        ///
+        /// // A VM that ends before its agent has started.
+        /// let (stream, port) = AgentStream::new()?;
+        /// drop(Guest::boot(port));
+        /// let error = stream.guest_opened().await.unwrap_err();
+        /// assert_eq!(error.kind(), ErrorKind::BrokenPipe);
+        /// # Ok(()) }
+        /// ```
         pub async fn guest_opened(&self) -> std::io::Result<()> {
             self.host().guest_opened().await
         }
 
         /// Whether the guest has opened its port; see [`guest_opened`](Self::guest_opened).
+        ///
+        /// # Examples
+        ///
+        /// ```
+        /// use std::time::Duration;
+        ///
+        /// use tokio::time::timeout;
+        ///
+        /// # use tokio::io::AsyncReadExt;
+        /// # use tokio_krun::{AgentStream, guest::Guest};
+        /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+        /// # let (mut stream, port) = AgentStream::new()?;
+        /// # let guest = Guest::boot(port);
+        /// let limit = Duration::from_millis(20);
+        /// if timeout(limit, stream.read_u8()).await.is_err() {
+        ///     let why = match stream.has_guest_opened() {
+        ///         true => "the agent does not answer",
+        ///         false => "the agent has not opened its port",
+        ///     };
+        ///     assert_eq!(why, "the agent has not opened its port");
+        /// }
+        /// # Ok(()) }
+        /// ```
         #[must_use]
         pub fn has_guest_opened(&self) -> bool {
             self.host().shared().host_sees_guest() == Some(true)
@@ -107,6 +265,31 @@ macro_rules! write_methods {
         /// # Cancel safety
         ///
         /// Cancel safe: nothing is written.
+        ///
+        /// # Examples
+        ///
+        /// ```
+        /// use std::io::ErrorKind;
+        ///
+        /// # use tokio::io::AsyncReadExt;
+        /// # use tokio_krun::{AgentStream, guest::Guest};
+        /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+        /// # let (stream, port) = AgentStream::new()?;
+        /// # let guest = Guest::boot(port);
+        /// # let mut agent = guest.open()?;
+        /// let mut rest = &b"request"[..];
+        /// while !rest.is_empty() {
+        ///     stream.writable().await?;
+        ///     match stream.try_write(rest) {
+        ///         Err(error) if error.kind() == ErrorKind::WouldBlock => {} // another task was faster
+        ///         written => rest = &rest[written?..],
+        ///     }
+        /// }
+        /// let mut received = [0; 7];
+        /// agent.read_exact(&mut received).await?;
+        /// assert_eq!(&received, b"request");
+        /// # Ok(()) }
+        /// ```
         pub async fn writable(&self) -> std::io::Result<()> {
             self.ready(tokio::io::Interest::WRITABLE).await.map(drop)
         }
@@ -117,6 +300,27 @@ macro_rules! write_methods {
         /// # Errors
         ///
         /// If the stream's runtime has shut down.
+        ///
+        /// # Examples
+        ///
+        /// ```
+        /// use std::future::poll_fn;
+        /// use std::task::Poll;
+        ///
+        /// # use tokio_krun::AgentStream;
+        /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+        /// # let (busy, _busy_port) = AgentStream::new()?;
+        /// # let (idle, _idle_port) = AgentStream::new()?;
+        /// // Which of several agents can take more work?
+        /// while busy.try_write(&[0; 64 * 1024]).is_ok() {}
+        /// let streams = [busy, idle];
+        /// let takes_more = poll_fn(|cx| {
+        ///     let ready = |stream: &AgentStream| stream.poll_write_ready(cx).is_ready();
+        ///     streams.iter().position(ready).map_or(Poll::Pending, Poll::Ready)
+        /// });
+        /// assert_eq!(takes_more.await, 1);
+        /// # Ok(()) }
+        /// ```
         pub fn poll_write_ready(
             &self,
             cx: &mut std::task::Context<'_>,
@@ -131,6 +335,25 @@ macro_rules! write_methods {
         /// - [`WouldBlock`](std::io::ErrorKind::WouldBlock) if there is no room.
         /// - [`BrokenPipe`](std::io::ErrorKind::BrokenPipe) if the stream was shut down or hung
         ///   up, or the guest has gone.
+        ///
+        /// # Examples
+        ///
+        /// ```
+        /// use std::io::ErrorKind;
+        ///
+        /// use tokio_krun::{AgentStream, Options};
+        ///
+        /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+        /// let (stream, port) = AgentStream::new()?;
+        /// let message = vec![0; 5 * 1024 * 1024];
+        /// let written = stream.try_write(&message)?;
+        /// assert_eq!(written, Options::DEFAULT_CAPACITY);
+        ///
+        /// // Nobody in the guest reads yet.
+        /// let error = stream.try_write(&message[written..]).unwrap_err();
+        /// assert_eq!(error.kind(), ErrorKind::WouldBlock);
+        /// # Ok(()) }
+        /// ```
         pub fn try_write(&self, buf: &[u8]) -> std::io::Result<usize> {
             self.try_write_vectored(&[std::io::IoSlice::new(buf)])
         }
@@ -140,6 +363,28 @@ macro_rules! write_methods {
         /// # Errors
         ///
         /// As for [`try_write`](Self::try_write).
+        ///
+        /// # Examples
+        ///
+        /// ```
+        /// use std::io::IoSlice;
+        ///
+        /// # use tokio::io::AsyncReadExt;
+        /// # use tokio_krun::{AgentStream, guest::Guest};
+        /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+        /// # let (stream, port) = AgentStream::new()?;
+        /// # let guest = Guest::boot(port);
+        /// # let mut agent = guest.open()?;
+        /// let body = b"hello";
+        /// let header = (body.len() as u16).to_be_bytes();
+        /// let bufs = [IoSlice::new(&header), IoSlice::new(body)];
+        /// assert_eq!(stream.try_write_vectored(&bufs)?, 7);
+        ///
+        /// let mut received = [0; 7];
+        /// agent.read_exact(&mut received).await?;
+        /// assert_eq!(&received, b"\0\x05hello");
+        /// # Ok(()) }
+        /// ```
         pub fn try_write_vectored(&self, bufs: &[std::io::IoSlice<'_>]) -> std::io::Result<usize> {
             self.host().try_write(bufs)
         }
@@ -159,6 +404,22 @@ macro_rules! write_methods {
         /// # Cancel safety
         ///
         /// Cancel safe.
+        ///
+        /// # Examples
+        ///
+        /// ```
+        /// # use tokio::io::AsyncWriteExt;
+        /// # use tokio_krun::{AgentStream, guest::Guest};
+        /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+        /// # let (mut stream, port) = AgentStream::new()?;
+        /// # let guest = Guest::boot(port);
+        /// # let agent = guest.open()?;
+        /// stream.write_all(b"prepare for a checkpoint").await?;
+        /// stream.drained().await?;
+        /// // Nothing of it is left on this side.
+        /// assert_eq!(stream.stats().rx.queued, 0);
+        /// # Ok(()) }
+        /// ```
         pub async fn drained(&self) -> std::io::Result<()> {
             self.host().drained().await
         }
@@ -170,6 +431,28 @@ macro_rules! write_methods {
         /// Reads go on, but the guest's kernel lets it write no more: a blocking write in the guest
         /// does not return. A conversation is ended without that by `shutdown`, or by the two ends'
         /// own protocol.
+        ///
+        /// # Examples
+        ///
+        /// ```
+        /// use std::io::ErrorKind;
+        ///
+        /// # use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        /// # use tokio_krun::{AgentStream, guest::Guest};
+        /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+        /// # let (mut stream, port) = AgentStream::new()?;
+        /// # let guest = Guest::boot(port);
+        /// # let mut agent = guest.open()?;
+        /// stream.write_all(b"goodbye").await?;
+        /// stream.hang_up();
+        ///
+        /// let mut heard = String::new();
+        /// agent.read_to_string(&mut heard).await?; // to the end of the file
+        /// assert_eq!(heard, "goodbye");
+        /// let error = stream.write_all(b"one more thing").await.unwrap_err();
+        /// assert_eq!(error.kind(), ErrorKind::BrokenPipe);
+        /// # Ok(()) }
+        /// ```
         pub fn hang_up(&mut self) {
             self.host().shared().host_hang_up();
         }
@@ -192,6 +475,25 @@ macro_rules! common_methods {
         /// # Cancel safety
         ///
         /// Cancel safe: nothing is read or written.
+        ///
+        /// # Examples
+        ///
+        /// ```
+        /// use tokio::io::Interest;
+        ///
+        /// # use tokio_krun::{AgentStream, guest::Guest};
+        /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+        /// # let (stream, port) = AgentStream::new()?;
+        /// # let guest = Guest::boot(port);
+        /// # let agent = guest.open()?;
+        /// let ready = stream.ready(Interest::READABLE | Interest::WRITABLE).await?;
+        /// assert!(ready.is_writable() && !ready.is_readable()); // the agent has said nothing yet
+        ///
+        /// guest.power_off().await;
+        /// let ready = stream.ready(Interest::READABLE).await?;
+        /// assert!(ready.is_read_closed());
+        /// # Ok(()) }
+        /// ```
         pub async fn ready(
             &self,
             interest: tokio::io::Interest,
@@ -200,6 +502,24 @@ macro_rules! common_methods {
         }
 
         /// What the rings have done so far.
+        ///
+        /// # Examples
+        ///
+        /// ```
+        /// # use tokio::io::AsyncWriteExt;
+        /// # use tokio_krun::{AgentStream, guest::Guest};
+        /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+        /// # let (mut stream, port) = AgentStream::new()?;
+        /// # let guest = Guest::boot(port);
+        /// # let agent = guest.open()?;
+        /// stream.write_all(b"request").await?;
+        /// stream.drained().await?;
+        /// let stats = stream.stats();
+        /// assert_eq!(stats.rx.bytes, 7); // to the guest, which has taken them
+        /// assert_eq!(stats.rx.queued, 0);
+        /// assert_eq!(stats.tx.bytes, 0); // no answer yet
+        /// # Ok(()) }
+        /// ```
         #[must_use]
         pub fn stats(&self) -> crate::Stats {
             self.host().shared().stats()

@@ -33,16 +33,66 @@ pub struct Options {
 
 impl Options {
     /// The least capacity, in bytes: one descriptor of a Linux guest.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tokio_krun::{Error, Options};
+    ///
+    /// let error = Options::new().capacity(1024).create().unwrap_err();
+    /// assert!(matches!(error, Error::Capacity { least: Options::MIN_CAPACITY, .. }));
+    /// ```
     pub const MIN_CAPACITY: usize = 32 * 1024;
     /// The greatest capacity, in bytes.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tokio_krun::Options;
+    ///
+    /// let configured = 64 * 1024 * 1024 * 1024;
+    /// let options = Options::new().capacity(configured.min(Options::MAX_CAPACITY));
+    /// ```
     pub const MAX_CAPACITY: usize = 1024 * 1024 * 1024;
     /// The default capacity, in bytes.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tokio_krun::Options;
+    ///
+    /// // What 64 agents may leave unread, at the most.
+    /// assert_eq!(64 * Options::DEFAULT_CAPACITY, 256 * 1024 * 1024);
+    /// ```
     pub const DEFAULT_CAPACITY: usize = 4 * 1024 * 1024;
 
     /// The longest [`busy_poll`](Self::busy_poll).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// use tokio_krun::Options;
+    ///
+    /// let longest = Options::new().busy_poll(Options::MAX_BUSY_POLL);
+    /// assert_eq!(Options::new().busy_poll(Duration::from_secs(1)), longest);
+    /// ```
     pub const MAX_BUSY_POLL: Duration = Duration::from_millis(1);
 
     /// The defaults: 4 MiB each way, hanging up when dropped.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tokio_krun::Options;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+    /// let options = Options::new().capacity(1024 * 1024); // the same for each VM
+    /// let (first, first_port) = options.create()?;
+    /// let (second, second_port) = options.create()?;
+    /// # Ok(()) }
+    /// ```
     pub fn new() -> Self {
         Self {
             capacity: Self::DEFAULT_CAPACITY,
@@ -75,6 +125,21 @@ impl Options {
     /// capacity and four chunks more; twice the capacity while it is
     /// [quiesced](crate::PortHandle::quiesce). About 200 bytes for each chunk of the capacity come on
     /// top, and up to 32 MiB of chunks that the process keeps for the next bytes of any stream.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tokio_krun::Options;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+    /// let (stream, port) = Options::new().capacity(64 * 1024).create()?;
+    /// let mut written = 0;
+    /// while let Ok(bytes) = stream.try_write(&[0; 1000]) {
+    ///     written += bytes;
+    /// }
+    /// assert_eq!(written, 64 * 1024); // nobody reads yet
+    /// # Ok(()) }
+    /// ```
     pub fn capacity(mut self, bytes: usize) -> Self {
         self.capacity = bytes;
         self
@@ -87,6 +152,22 @@ impl Options {
     /// spares an agent that writes to its port in blocking mode: on this device a hang-up also
     /// blocks the guest's writes, for ever (Linux' `virtio_console` waits for a host that is
     /// connected).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tokio::io::AsyncWriteExt;
+    /// # use tokio_krun::{Options, guest::Guest};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+    /// let (stream, port) = Options::new().hang_up_on_drop(false).create()?;
+    /// let guest = Guest::boot(port);
+    /// let mut agent = guest.open()?;
+    ///
+    /// drop(stream);
+    /// agent.write_all(b"still here").await?; // after a hang-up this would wait for ever
+    /// guest.drained().await; // discarded
+    /// # Ok(()) }
+    /// ```
     pub fn hang_up_on_drop(mut self, hang_up: bool) -> Self {
         self.hang_up_on_drop = hang_up;
         self
@@ -104,6 +185,19 @@ impl Options {
     /// 67 µs in place of 5, and streams were 1.2 to 1.5 times slower).
     ///
     /// The host's side spins in each way of reading, writing and waiting; krun's before it waits.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// use tokio_krun::Options;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+    /// // Requests and answers all the time, and a core to spare for them.
+    /// let (stream, port) = Options::new().busy_poll(Duration::from_micros(20)).create()?;
+    /// # Ok(()) }
+    /// ```
     pub fn busy_poll(mut self, spin: Duration) -> Self {
         self.busy_poll = spin.min(Self::MAX_BUSY_POLL);
         self
@@ -121,6 +215,21 @@ impl Options {
     /// # Panics
     ///
     /// If the current runtime has no I/O driver (`tokio::runtime::Builder::enable_io`).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tokio_krun::{Error, Options};
+    ///
+    /// # fn main() -> std::io::Result<()> {
+    /// let options = Options::new().capacity(1024 * 1024);
+    /// let error = options.create().unwrap_err();
+    /// assert!(matches!(error, Error::NoRuntime)); // not here
+    ///
+    /// let runtime = tokio::runtime::Runtime::new()?;
+    /// let (stream, port) = runtime.block_on(async { options.create() })?;
+    /// # Ok(()) }
+    /// ```
     #[track_caller]
     pub fn create(&self) -> Result<(AgentStream, AgentPort), Error> {
         self.validate()?;
@@ -141,6 +250,25 @@ impl Options {
     /// # Panics
     ///
     /// If the runtime has no I/O driver.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    /// # use tokio_krun::{Options, guest::Guest};
+    /// use tokio::runtime::Runtime;
+    ///
+    /// # fn main() -> std::io::Result<()> {
+    /// let runtime = Runtime::new()?;
+    /// // On the thread that builds the VM, where there is no runtime.
+    /// let (mut stream, port) = Options::new().create_on(runtime.handle())?;
+    /// let asks = runtime.spawn(async move { stream.write_all(b"hello").await });
+    /// # let guest = Guest::boot(port);
+    /// # let mut agent = guest.open()?;
+    /// # runtime.block_on(agent.read_exact(&mut [0; 5]))?;
+    /// runtime.block_on(asks)??;
+    /// # Ok(()) }
+    /// ```
     #[track_caller]
     pub fn create_on(&self, runtime: &Handle) -> Result<(AgentStream, AgentPort), Error> {
         let _entered = runtime.enter();

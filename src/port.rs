@@ -13,6 +13,22 @@ use crate::sys::{GuestEnd, KrunEnd, PortOptions};
 /// It belongs to the program until it is attached, and to the VM from then on. Dropped before
 /// that, or with a VM that was never entered, it ends the stream: reads give the end of the file
 /// and writes fail with [`BrokenPipe`](std::io::ErrorKind::BrokenPipe).
+///
+/// # Examples
+///
+/// ```
+/// # use std::io::ErrorKind;
+/// # use tokio::io::{AsyncReadExt, AsyncWriteExt};
+/// # use tokio_krun::AgentStream;
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+/// let (mut stream, port) = AgentStream::new()?;
+/// drop(port); // as when the VM could not be built
+///
+/// assert_eq!(stream.read(&mut [0; 64]).await?, 0);
+/// let error = stream.write_all(b"request").await.unwrap_err();
+/// assert_eq!(error.kind(), ErrorKind::BrokenPipe);
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 #[must_use = "dropping the port ends the stream"]
 pub struct AgentPort {
@@ -88,6 +104,26 @@ impl AgentPort {
     }
 
     /// A handle to the port that outlives its being attached.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use futures::StreamExt;
+    /// # use tokio::io::AsyncWriteExt;
+    /// # use tokio_krun::{AgentStream, guest::Guest};
+    /// # use tokio_util::codec::{FramedRead, LinesCodec};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let (stream, port) = AgentStream::new()?;
+    /// let handle = port.handle(); // before the VM has the port, and the codec the stream
+    /// let guest = Guest::boot(port);
+    /// let mut lines = FramedRead::new(stream, LinesCodec::new());
+    ///
+    /// let mut agent = guest.open()?;
+    /// agent.write_all(b"hello\n").await?;
+    /// assert_eq!(lines.next().await.unwrap()?, "hello");
+    /// assert_eq!(handle.stats().tx.bytes, 6);
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn handle(&self) -> PortHandle {
         PortHandle {
@@ -96,10 +132,9 @@ impl AgentPort {
     }
 
     /// The port's part in the end of the VM, for
-    /// [`VmBuilder::on_exit`](msb_krun::VmBuilder::on_exit).
+    /// [`VmBuilder::on_exit`].
     ///
-    /// When the guest powers off, or [`ExitHandle::trigger`](msb_krun::ExitHandle::trigger) is
-    /// called, krun runs its exit observers and then ends the process with `_exit`: whatever the
+    /// When the guest powers off, or [`ExitHandle::trigger`] is called, krun runs its exit observers and then ends the process with `_exit`: whatever the
     /// host has not read by then is lost. This observer makes the stream end (reads give what is
     /// left and then the end of the file, writes fail with
     /// [`BrokenPipe`](std::io::ErrorKind::BrokenPipe)), and then holds the VM's last step back
@@ -112,7 +147,7 @@ impl AgentPort {
     /// to do more than that before the process ends can wait for it in an observer of its own,
     /// added after this one.
     ///
-    /// krun keeps its VM locked while observers run: a call of [`VmControl`](msb_krun::VmControl) waits
+    /// krun keeps its VM locked while observers run: a call of [`VmControl`] waits
     /// for them. Made on a thread that the stream's task needs, such as a worker of its runtime, it
     /// would hold both up until `limit` is over; `spawn_blocking` is the place for it.
     ///
@@ -121,6 +156,10 @@ impl AgentPort {
     /// Bytes that the guest had queued in its device and krun had not yet handed over (with krun's
     /// default queue up to 32 descriptors of 32 KiB). A guest whose last words matter waits for
     /// an answer to them before it powers off.
+    ///
+    /// [`VmBuilder::on_exit`]: https://docs.rs/msb_krun/0.1/msb_krun/api/builder/struct.VmBuilder.html#method.on_exit
+    /// [`ExitHandle::trigger`]: https://docs.rs/msb_krun/0.1/msb_krun/api/exit_handle/struct.ExitHandle.html#method.trigger
+    /// [`VmControl`]: https://docs.rs/msb_krun/0.1/msb_krun/api/vm/struct.VmControl.html
     ///
     /// # Examples
     ///
@@ -149,6 +188,29 @@ impl AgentPort {
     ///
     /// A hook for each would run one after another: the second stream would not end before the
     /// first was dropped.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// # use tokio::io::AsyncReadExt;
+    /// use tokio_krun::{AgentPort, AgentStream};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+    /// let (mut control, control_port) = AgentStream::new()?;
+    /// let (mut logs, logs_port) = AgentStream::new()?;
+    /// let ports = [&control_port, &logs_port];
+    /// let hook = AgentPort::exit_hook_for(ports, Duration::from_secs(10));
+    ///
+    /// // krun's part. With a VM: `.on_exit(hook)`, and both ports attached.
+    /// let exit = tokio::task::spawn_blocking(move || hook(0));
+    /// assert_eq!(logs.read(&mut [0; 64]).await?, 0);
+    /// assert_eq!(control.read(&mut [0; 64]).await?, 0);
+    /// drop((control, logs)); // all is read: the VM may end
+    /// exit.await?;
+    /// # Ok(()) }
+    /// ```
     #[must_use = "the hook does nothing until `VmBuilder::on_exit` has it"]
     pub fn exit_hook_for<'a>(
         ports: impl IntoIterator<Item = &'a Self>,
@@ -174,6 +236,24 @@ fn exit_hook_for(ports: Vec<GuestEnd>, limit: Duration) -> impl Fn(i32) + Send +
 /// Reaches a port after it was attached.
 ///
 /// Handles are cheap to clone and keep nothing of the VM alive.
+///
+/// # Examples
+///
+/// ```
+/// # use tokio::io::AsyncWriteExt;
+/// # use tokio_krun::{AgentStream, PortHandle};
+/// /// A line for a page of metrics.
+/// fn metric(vm: &str, port: &PortHandle) -> String {
+///     format!("agent_unread_bytes{{vm=\"{vm}\"}} {}", port.stats().rx.queued)
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+/// let (mut stream, port) = AgentStream::new()?;
+/// let handle = port.handle();
+/// stream.write_all(b"hello").await?; // the VM has not started yet
+/// assert_eq!(metric("web", &handle), "agent_unread_bytes{vm=\"web\"} 5");
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug)]
 pub struct PortHandle {
     shared: Arc<ConsoleSharedState>,
@@ -185,7 +265,7 @@ impl PortHandle {
     ///
     /// krun stops a port by joining the thread that carries the guest's bytes, and does not tell
     /// the port. While that thread waits for room, as the host does not read, the VM therefore neither
-    /// ends (also not by [`ExitHandle::trigger`](msb_krun::ExitHandle::trigger)) nor comes to rest
+    /// ends (also not by [`ExitHandle::trigger`]) nor comes to rest
     /// for a checkpoint. Dropping the stream has the same effect, for good.
     ///
     /// While it is quiesced, what the guest writes is taken up to twice the
@@ -195,16 +275,76 @@ impl PortHandle {
     /// [`UnexpectedEof`](std::io::ErrorKind::UnexpectedEof). A VM whose vCPUs are paused first has at most what is left in
     /// its queue to write: with krun's default queue of 32 descriptors and the default capacity of
     /// 4 MiB, a Linux guest's bytes all find room, and nothing is lost.
+    ///
+    /// [`ExitHandle::trigger`]: https://docs.rs/msb_krun/0.1/msb_krun/api/exit_handle/struct.ExitHandle.html#method.trigger
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tokio::io::AsyncWriteExt;
+    /// # use tokio_krun::{Options, guest::Guest};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+    /// let (stream, port) = Options::new().capacity(32 * 1024).create()?;
+    /// let handle = port.handle();
+    /// let guest = Guest::boot(port);
+    /// // More than there is room for, and nobody reads: krun's thread waits with the rest.
+    /// guest.open()?.write_all(&[0; 48 * 1024]).await?;
+    ///
+    /// handle.quiesce();
+    /// guest.pause().await; // without that it would never come to rest
+    /// assert_eq!(stream.stats().tx.discarded, 0);
+    /// # Ok(()) }
+    /// ```
     pub fn quiesce(&self) {
         self.shared.set_quiesced(true);
     }
 
     /// Ends [`quiesce`](Self::quiesce): the guest's writes wait for room again.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    /// # use tokio_krun::{Options, guest::Guest};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+    /// # let (mut stream, port) = Options::new().capacity(32 * 1024).create()?;
+    /// # let handle = port.handle();
+    /// # let guest = Guest::boot(port);
+    /// # let mut agent = guest.open()?;
+    /// # agent.write_all(&[0; 48 * 1024]).await?;
+    /// // A checkpoint, of a VM whose host does not read meanwhile.
+    /// handle.quiesce();
+    /// guest.pause().await;
+    /// guest.resume()?;
+    /// handle.resume();
+    /// // All that was on its way is still there.
+    /// stream.read_exact(&mut vec![0; 48 * 1024]).await?;
+    /// # Ok(()) }
+    /// ```
     pub fn resume(&self) {
         self.shared.set_quiesced(false);
     }
 
     /// What the rings have done so far.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    /// # use tokio_krun::{AgentStream, Options, guest::Guest};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+    /// # let (mut stream, port) = AgentStream::new()?;
+    /// # let handle = port.handle();
+    /// # let guest = Guest::boot(port);
+    /// # let mut agent = guest.open()?;
+    /// agent.write_all(&[0; 20_000]).await?;
+    /// stream.read_exact(&mut [0; 20_000]).await?;
+    /// // Is the capacity well chosen?
+    /// let tx = handle.stats().tx;
+    /// assert_eq!(tx.full, 0); // the agent never had to wait
+    /// assert!(tx.high_water <= 20_000); // and was never close to that
+    /// # Ok(()) }
+    /// ```
     pub fn stats(&self) -> Stats {
         self.shared.stats()
     }

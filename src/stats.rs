@@ -5,6 +5,28 @@
 ///
 /// Cheap: a few loads of counters that are kept anyway. They are read one after another, so while
 /// bytes move they need not agree with each other to the byte.
+///
+/// # Examples
+///
+/// ```
+/// # use tokio::io::AsyncWriteExt;
+/// use tokio_krun::{AgentStream, Stats};
+///
+/// /// What to look at when nothing moves.
+/// fn blame(stats: Stats) -> &'static str {
+///     match (stats.tx.queued, stats.rx.queued) {
+///         (0, 0) => "nobody has anything to say",
+///         (0, _) => "the guest does not read",
+///         (_, _) => "the host does not read",
+///     }
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+/// # let (mut stream, port) = AgentStream::new()?;
+/// stream.write_all(b"request").await?;
+/// assert_eq!(blame(stream.stats()), "the guest does not read");
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
@@ -15,6 +37,24 @@ pub struct Stats {
 }
 
 /// One direction's part of [`Stats`]. The totals are since the stream was created.
+///
+/// # Examples
+///
+/// ```
+/// # use tokio::io::AsyncWriteExt;
+/// use tokio_krun::{AgentStream, Options, RingStats};
+///
+/// fn percent_full(ring: RingStats) -> u64 {
+///     ring.queued * 100 / Options::DEFAULT_CAPACITY as u64
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+/// # let (mut stream, port) = AgentStream::new()?;
+/// stream.write_all(&[0; 1024 * 1024]).await?; // nobody reads yet
+/// assert_eq!(percent_full(stream.stats().rx), 25);
+/// assert_eq!(percent_full(stream.stats().tx), 0);
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RingStats {

@@ -130,6 +130,23 @@ impl AgentStream {
     /// # Panics
     ///
     /// If the current runtime has no I/O driver (`tokio::runtime::Builder::enable_io`).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    /// # use tokio_krun::{AgentStream, guest::Guest};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+    /// let (mut stream, port) = AgentStream::new()?;
+    /// stream.write_all(b"configuration").await?; // kept until the agent is there
+    ///
+    /// let guest = Guest::boot(port); // with a VM: `port.attach(console, "agent")`
+    /// let mut agent = guest.open()?;
+    /// let mut received = [0; 13];
+    /// agent.read_exact(&mut received).await?;
+    /// assert_eq!(&received, b"configuration");
+    /// # Ok(()) }
+    /// ```
     #[track_caller]
     pub fn new() -> Result<(Self, AgentPort), Error> {
         Options::new().create()
@@ -159,6 +176,26 @@ impl AgentStream {
     ///
     /// Where tokio's `AsyncBufReadExt` is in scope, which has a `split` of its own, this is to be
     /// called as `AgentStream::split(&mut stream)`.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    /// # use tokio_krun::{AgentStream, guest::Guest};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+    /// # let (mut stream, port) = AgentStream::new()?;
+    /// # let guest = Guest::boot(port);
+    /// # let (mut from_host, mut to_host) = tokio::io::split(guest.open()?);
+    /// # tokio::spawn(async move { tokio::io::copy(&mut from_host, &mut to_host).await });
+    /// // The agent sends back what it reads: to write all of it first would end with both sides full.
+    /// let request = vec![7; 12 * 1024 * 1024];
+    /// let mut reply = vec![0; request.len()];
+    ///
+    /// let (mut read, mut write) = stream.split();
+    /// tokio::try_join!(write.write_all(&request), read.read_exact(&mut reply))?;
+    /// assert!(reply == request);
+    /// # Ok(()) }
+    /// ```
     pub fn split(&mut self) -> (ReadHalf<'_>, WriteHalf<'_>) {
         (ReadHalf::new(&self.host), WriteHalf::new(&self.host))
     }
@@ -166,6 +203,26 @@ impl AgentStream {
     /// Splits the stream into two halves of its own, for two tasks.
     ///
     /// Dropping one of them is an end of its own: see [`OwnedReadHalf`] and [`OwnedWriteHalf`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    /// # use tokio_krun::{AgentStream, guest::Guest};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+    /// # let (stream, port) = AgentStream::new()?;
+    /// # let guest = Guest::boot(port);
+    /// # let (mut from_host, mut to_host) = tokio::io::split(guest.open()?);
+    /// # tokio::spawn(async move { tokio::io::copy(&mut from_host, &mut to_host).await });
+    /// let (mut read, mut write) = stream.into_split();
+    /// let asks = tokio::spawn(async move { write.write_all(b"ping").await });
+    ///
+    /// let mut reply = [0; 4]; // from an agent that sends back what it reads
+    /// read.read_exact(&mut reply).await?;
+    /// assert_eq!(&reply, b"ping");
+    /// asks.await??;
+    /// # Ok(()) }
+    /// ```
     pub fn into_split(self) -> (OwnedReadHalf, OwnedWriteHalf) {
         split::into_split(self.host)
     }

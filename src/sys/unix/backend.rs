@@ -31,7 +31,7 @@ const EMPTY_WRITE: Duration = Duration::from_millis(100);
 /// krun's end of the port: an [`msb_krun::ConsolePortBackend`] over the same rings as the
 /// [`AgentStream`](crate::AgentStream).
 ///
-/// Most programs never see it: [`AgentPort::attach`](crate::AgentPort::attach) gives it to krun.
+/// Most programs never see it: [`AgentPort::attach`] gives it to krun.
 /// It is public, and has the trait's methods as its own, for VMMs that add their ports in another
 /// way and for tests that play krun's part.
 ///
@@ -68,6 +68,28 @@ const EMPTY_WRITE: Duration = Duration::from_millis(100);
 ///
 /// The methods may be called from any thread, but are made for krun's way: one thread at a time
 /// reads, and one writes and waits.
+///
+/// [`msb_krun::ConsolePortBackend`]: https://docs.rs/msb_krun/0.1/msb_krun/backends/console/trait.ConsolePortBackend.html
+/// [`AgentPort::attach`]: struct.AgentPort.html#method.attach
+///
+/// # Examples
+///
+/// ```
+/// # use tokio::io::{AsyncReadExt, AsyncWriteExt};
+/// # use tokio_krun::AgentStream;
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+/// let (mut stream, port) = AgentStream::new()?;
+/// let backend = port.into_backend();
+///
+/// // krun's part: it has found this in the guest's virtqueue, and then ends the VM.
+/// assert_eq!(backend.write(b"from the guest")?, 14);
+/// drop(backend);
+///
+/// let mut received = String::new();
+/// stream.read_to_string(&mut received).await?;
+/// assert_eq!(received, "from the guest");
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 #[must_use = "dropping the backend ends the stream"]
 pub struct AgentConsoleBackend {
@@ -92,6 +114,26 @@ impl AgentConsoleBackend {
     /// # Errors
     ///
     /// [`WouldBlock`](io::ErrorKind::WouldBlock) if there are none now, or if `buf` is empty.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use std::io::ErrorKind;
+    /// # use tokio::io::AsyncWriteExt;
+    /// # use tokio_krun::AgentStream;
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+    /// # let (mut stream, port) = AgentStream::new()?;
+    /// # let backend = port.into_backend();
+    /// let mut buf = [0; 4096];
+    /// stream.write_all(b"request").await?;
+    /// assert_eq!(backend.read(&mut buf)?, 7);
+    /// assert_eq!(backend.read(&mut buf).unwrap_err().kind(), ErrorKind::WouldBlock);
+    ///
+    /// stream.hang_up();
+    /// backend.read_wake_fd(); // krun waits for more
+    /// assert_eq!(backend.read(&mut buf)?, 0);
+    /// # Ok(()) }
+    /// ```
     pub fn read(&self, buf: &mut [u8]) -> io::Result<usize> {
         self.shared.guest_calls();
         if buf.is_empty() {
@@ -144,6 +186,24 @@ impl AgentConsoleBackend {
     /// # Errors
     ///
     /// [`WouldBlock`](io::ErrorKind::WouldBlock) if there is no room for them.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use std::io::ErrorKind;
+    /// # use tokio::io::AsyncReadExt;
+    /// # use tokio_krun::Options;
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+    /// let (mut stream, port) = Options::new().capacity(32 * 1024).create()?;
+    /// let backend = port.into_backend();
+    /// assert_eq!(backend.write(&[1; 30_000])?, 30_000);
+    /// // All of it or nothing: krun keeps a descriptor that does not fit.
+    /// assert_eq!(backend.write(&[2; 3_000]).unwrap_err().kind(), ErrorKind::WouldBlock);
+    ///
+    /// stream.read_exact(&mut [0; 30_000]).await?;
+    /// assert_eq!(backend.write(&[2; 3_000])?, 3_000);
+    /// # Ok(()) }
+    /// ```
     pub fn write(&self, buf: &[u8]) -> io::Result<usize> {
         self.shared.guest_calls();
         if buf.is_empty() {
@@ -159,6 +219,30 @@ impl AgentConsoleBackend {
     ///
     /// krun asks for it at each wait, so asking also says that a descriptor chain has ended
     /// (rule 2), and with [`busy_poll`](crate::Options::busy_poll) it spins here first.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use std::io::ErrorKind;
+    /// # use tokio::io::AsyncWriteExt;
+    /// # use tokio_krun::AgentStream;
+    /// use std::os::fd::BorrowedFd;
+    ///
+    /// use rustix::event::{PollFd, PollFlags, poll};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+    /// # let (mut stream, port) = AgentStream::new()?;
+    /// # let backend = port.into_backend();
+    /// let mut buf = [0; 4096];
+    /// assert_eq!(backend.read(&mut buf).unwrap_err().kind(), ErrorKind::WouldBlock);
+    /// stream.write_all(b"request").await?;
+    ///
+    /// // SAFETY: the descriptor is the backend's, which outlives this.
+    /// let wake = unsafe { BorrowedFd::borrow_raw(backend.read_wake_fd()) };
+    /// poll(&mut [PollFd::new(&wake, PollFlags::IN)], None)?;
+    /// assert_eq!(backend.read(&mut buf)?, 7);
+    /// # Ok(()) }
+    /// ```
     pub fn read_wake_fd(&self) -> RawFd {
         self.gave_data.store(false, Ordering::Relaxed);
         self.took_signals.store(false, Ordering::Relaxed);
@@ -168,6 +252,28 @@ impl AgentConsoleBackend {
     }
 
     /// Blocks until [`write`](Self::write) is worth another call.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use std::{io, thread};
+    /// # use tokio::io::AsyncReadExt;
+    /// # use tokio_krun::Options;
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+    /// # let (mut stream, port) = Options::new().capacity(32 * 1024).create()?;
+    /// # let backend = port.into_backend();
+    /// // As krun's TX thread does.
+    /// let krun = thread::spawn(move || {
+    ///     for _ in 0..100 {
+    ///         while backend.write(&[0; 4096]).is_err() {
+    ///             backend.wait_until_writable();
+    ///         }
+    ///     }
+    /// });
+    /// stream.read_exact(&mut vec![0; 100 * 4096]).await?;
+    /// krun.join().unwrap();
+    /// # Ok(()) }
+    /// ```
     pub fn wait_until_writable(&self) {
         let may_write = || self.shared.guest_may_write().then_some(());
         if self.shared.busy_look(may_write).is_some() {

@@ -79,6 +79,29 @@ pub(super) use taken::Taken;
 ///   pipe this is the end of the file.
 /// - krun holds no more than the pipe's name. If the port was attached and the VM then never starts,
 ///   the stream is not told, and the bridge waits for krun for as long as its runtime lives.
+///
+/// [`AgentPort::attach`]: struct.AgentPort.html#method.attach
+///
+/// # Examples
+///
+/// ```
+/// # use tokio::io::{AsyncReadExt, AsyncWriteExt};
+/// use tokio::net::windows::named_pipe::ClientOptions;
+/// use tokio_krun::AgentStream;
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+/// let (mut stream, port) = AgentStream::new()?;
+/// let bridge = port.into_bridge();
+///
+/// // krun's part.
+/// let mut krun = ClientOptions::new().open(bridge.pipe_name())?;
+/// krun.write_all(b"from the guest").await?;
+///
+/// let mut received = [0; 14];
+/// stream.read_exact(&mut received).await?;
+/// assert_eq!(&received, b"from the guest");
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 #[must_use = "dropping the bridge ends the stream"]
 pub struct AgentConsolePipeBridge {
@@ -118,12 +141,46 @@ impl AgentConsolePipeBridge {
     }
 
     /// The pipe's name, for krun to open.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tokio_krun::AgentStream;
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+    /// let (stream, port) = AgentStream::new()?;
+    /// let bridge = port.into_bridge();
+    /// eprintln!("the agent's pipe is {}", bridge.pipe_name());
+    /// assert!(bridge.pipe_name().starts_with(r"\\.\pipe\"));
+    /// # Ok(()) }
+    /// ```
     pub fn pipe_name(&self) -> &str {
         &self.name
     }
 
     /// Leaves the bridge to itself, for krun to open the pipe of this name: it ends with krun's end of
     /// the pipe, or with the stream's hang-up.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    /// # use tokio_krun::AgentStream;
+    /// use tokio::net::windows::named_pipe::ClientOptions;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+    /// let (mut stream, port) = AgentStream::new()?;
+    /// let name = port.into_bridge().into_pipe_name();
+    ///
+    /// // krun's part, of which nothing but the name is known here.
+    /// let mut krun = ClientOptions::new().open(&name)?;
+    /// krun.write_all(b"last words").await?;
+    /// drop(krun);
+    ///
+    /// let mut received = String::new();
+    /// stream.read_to_string(&mut received).await?;
+    /// assert_eq!(received, "last words");
+    /// # Ok(()) }
+    /// ```
     pub fn into_pipe_name(mut self) -> String {
         self.task = None;
         std::mem::take(&mut self.name)
@@ -161,7 +218,24 @@ impl Drop for AgentConsolePipeBridge {
 /// On Windows.
 impl AgentPort {
     /// krun's end alone, for a VM that adds its ports in another way than
-    /// [`attach`](Self::attach).
+    /// [`attach`](#method.attach).
+    ///
+    /// # Examples
+    ///
+    #[cfg_attr(feature = "msb_krun", doc = "```no_run")]
+    #[cfg_attr(not(feature = "msb_krun"), doc = "```ignore")]
+    /// use msb_krun::VmBuilder;
+    /// use tokio_krun::AgentStream;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let (stream, port) = AgentStream::new()?;
+    /// let bridge = port.into_bridge();
+    /// eprintln!("the agent's pipe is {}", bridge.pipe_name());
+    /// let vm = VmBuilder::new()
+    ///     .console(|console| console.named_pipe("agent", bridge.into_pipe_name()))
+    ///     .build()?;
+    /// # Ok(()) }
+    /// ```
     #[must_use = "dropping the bridge ends the stream"]
     pub fn into_bridge(self) -> AgentConsolePipeBridge {
         self.into_krun_end()

@@ -14,6 +14,24 @@ use crate::port::AgentPort;
 /// written here can be read from the stream at once, and the other way round.
 ///
 /// It has the methods that krun's end has on Linux and macOS. Dropping it ends the guest's side.
+///
+/// # Examples
+///
+/// ```
+/// # use tokio::io::AsyncReadExt;
+/// use tokio_krun::{AgentStream, guest::RingEnd};
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+/// let (mut stream, port) = AgentStream::new()?;
+/// let end = RingEnd::new(port);
+/// end.write(b"last words")?;
+/// drop(end);
+///
+/// let mut received = String::new();
+/// stream.read_to_string(&mut received).await?;
+/// assert_eq!(received, "last words");
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 #[must_use = "dropping it ends the stream"]
 pub struct RingEnd {
@@ -24,6 +42,19 @@ pub struct RingEnd {
 
 impl RingEnd {
     /// Takes krun's place at `port`.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tokio_krun::{AgentStream, guest::RingEnd};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+    /// let (stream, port) = AgentStream::new()?;
+    /// let end = RingEnd::new(port);
+    /// assert!(!stream.has_guest_opened()); // not before the first call
+    /// end.write(b"hello")?;
+    /// assert!(stream.has_guest_opened());
+    /// # Ok(()) }
+    /// ```
     pub fn new(port: AgentPort) -> Self {
         let bridge = port.into_bridge();
         Self {
@@ -37,6 +68,25 @@ impl RingEnd {
     /// # Errors
     ///
     /// [`WouldBlock`](io::ErrorKind::WouldBlock) if there are none now, or if `buf` is empty.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use std::io::ErrorKind;
+    /// # use tokio::io::AsyncWriteExt;
+    /// # use tokio_krun::{AgentStream, guest::RingEnd};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+    /// # let (mut stream, port) = AgentStream::new()?;
+    /// # let end = RingEnd::new(port);
+    /// let mut buf = [0; 64];
+    /// stream.write_all(b"request").await?;
+    /// assert_eq!(end.read(&mut buf)?, 7);
+    /// assert_eq!(end.read(&mut buf).unwrap_err().kind(), ErrorKind::WouldBlock);
+    ///
+    /// stream.hang_up();
+    /// assert_eq!(end.read(&mut buf)?, 0);
+    /// # Ok(()) }
+    /// ```
     pub fn read(&self, buf: &mut [u8]) -> io::Result<usize> {
         let shared = self.end.shared();
         shared.guest_calls();
@@ -52,6 +102,23 @@ impl RingEnd {
     /// # Errors
     ///
     /// [`WouldBlock`](io::ErrorKind::WouldBlock) if there is no room for them.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use std::io::ErrorKind;
+    /// # use tokio::io::AsyncReadExt;
+    /// # use tokio_krun::{Options, guest::RingEnd};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+    /// let (mut stream, port) = Options::new().capacity(32 * 1024).create()?;
+    /// let end = RingEnd::new(port);
+    /// assert_eq!(end.write(&[1; 30_000])?, 30_000);
+    /// assert_eq!(end.write(&[2; 3_000]).unwrap_err().kind(), ErrorKind::WouldBlock);
+    ///
+    /// stream.read_exact(&mut [0; 30_000]).await?;
+    /// assert_eq!(end.write(&[2; 3_000])?, 3_000);
+    /// # Ok(()) }
+    /// ```
     pub fn write(&self, buf: &[u8]) -> io::Result<usize> {
         let shared = self.end.shared();
         shared.guest_calls();
@@ -63,6 +130,26 @@ impl RingEnd {
     }
 
     /// Blocks until [`write`](Self::write) is worth another call.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tokio::io::AsyncReadExt;
+    /// # use tokio_krun::{Options, guest::RingEnd};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+    /// # let (mut stream, port) = Options::new().capacity(32 * 1024).create()?;
+    /// # let end = RingEnd::new(port);
+    /// let guest = std::thread::spawn(move || {
+    ///     for _ in 0..100 {
+    ///         while end.write(&[0; 4096]).is_err() {
+    ///             end.wait_until_writable();
+    ///         }
+    ///     }
+    /// });
+    /// stream.read_exact(&mut vec![0; 100 * 4096]).await?;
+    /// guest.join().unwrap();
+    /// # Ok(()) }
+    /// ```
     pub fn wait_until_writable(&self) {
         let shared = self.end.shared();
         block_on(until(&shared.tx_room, || {
