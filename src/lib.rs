@@ -126,6 +126,10 @@
 //! [`into_split`](AgentStream::into_split) or `StreamExt::split`. [`stats`](AgentStream::stats) tells which
 //! direction is full.
 //!
+//! Unlike a socket's, the halves of `into_split` do not end each other by way of the peer: the guest is not told that
+//! the writing half has gone, so its agent may wait for ever for what no one will send, and the reading half for its
+//! answer. Whoever writes last ends it with [`hang_up`](OwnedWriteHalf::hang_up), or both tasks are stopped.
+//!
 //! [`write`]: https://docs.rs/tokio/1/tokio/io/trait.AsyncWriteExt.html#method.write
 //!
 //! # Testing without a VM
@@ -161,6 +165,9 @@
 //! }
 //! # uptime_is_asked_for();
 //! ```
+//!
+//! A guest that powers off takes along what its device still has, here as in a VM: a test in which the agent's last words
+//! count waits for `Guest::drained` first.
 //!
 //! [`guest::Guest`]: https://docs.rs/tokio-krun/latest/tokio_krun/guest/struct.Guest.html
 //!

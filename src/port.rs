@@ -14,6 +14,14 @@ use crate::sys::{GuestEnd, KrunEnd, PortOptions};
 /// that, or with a VM that was never entered, it ends the stream: reads give the end of the file
 /// and writes fail with [`BrokenPipe`](std::io::ErrorKind::BrokenPipe).
 ///
+/// # Signals
+///
+/// On Unix krun's RX thread waits in `poll(2)` and panics if a signal's handler interrupts it (`msb_krun_devices` 0.1.42,
+/// `virtio/console/port_io.rs`): the host's bytes then no longer reach the guest. A signal to the process is
+/// given to its main thread as long as that does not block it, so a usual program is safe. One that blocks signals
+/// there, or sends them to threads, blocks them (`pthread_sigmask(3)`) also on the thread that builds and enters the
+/// VM: krun's threads inherit that.
+///
 /// # Examples
 ///
 /// ```

@@ -35,7 +35,7 @@ use crate::split::{self, OwnedReadHalf, OwnedWriteHalf, ReadHalf, WriteHalf};
 /// On Windows the port is a pipe, which has one end for both directions: after a hang-up the reads
 /// end, too, once all that the guest had written before was read.
 ///
-/// The first case needs the port's [exit hook](AgentPort::exit_hook). A guest that closes its port
+/// A guest that powers off needs the port's [exit hook](AgentPort::exit_hook), as krun ends the process. One that closes its port
 /// is not seen here: krun does not tell.
 ///
 /// `shutdown` does not hang up because on this device that would silence the guest as well: Linux'
@@ -78,6 +78,7 @@ use crate::split::{self, OwnedReadHalf, OwnedWriteHalf, ReadHalf, WriteHalf};
 /// | `try_write`, `try_write_vectored` | the same |
 /// | `split`, `into_split`, `reunite`, `forget` | the same, but see [`split`](Self::split) beside `AsyncBufReadExt`. Unlike a `UnixStream`'s, `OwnedReadHalf` has `forget` too, as dropping it says something here |
 /// | `AsyncRead`, `AsyncWrite` with vectored writes | the same, but `shutdown` is not seen by the peer, see [Ends](#ends) |
+/// | `AsRef<UnixStream>` of the owned halves | none: each half has the methods of its own direction |
 /// | `pair` | [`new`](Self::new), and [`Options::create`]: the other end is an [`AgentPort`], not a stream |
 /// | `connect`, `from_std`, `into_std`, `as_raw_fd` | none: there is no socket, and the bytes pass through no descriptor |
 /// | `try_io`, `async_io` | none: they are for system calls of the caller's own on that descriptor |
