@@ -1,6 +1,31 @@
 //! The ends of the channel as connections of a tonic server.
 //!
-//! A client needs nothing of this: its connector gives tonic the stream in hyper-util's `TokioIo`.
+//! A client needs nothing of this: its connector gives tonic the stream, once, in hyper-util's `TokioIo`.
+//!
+//! ```
+//! use std::future::ready;
+//! use std::io;
+//!
+//! use hyper_util::rt::TokioIo;
+//! use tokio_krun::AgentStream;
+//! use tonic::transport::{Channel, Endpoint, Error};
+//! use tower::service_fn;
+//!
+//! async fn connect(stream: AgentStream) -> Result<Channel, Error> {
+//!     let mut stream = Some(stream);
+//!     let connector = service_fn(move |_| {
+//!         let io = stream.take().map(TokioIo::new);
+//!         ready(io.ok_or(io::Error::from(io::ErrorKind::NotConnected)))
+//!     });
+//!     // The address is for the headers alone.
+//!     Endpoint::from_static("http://agent").connect_with_connector(connector).await
+//! }
+//! # #[tokio::main(flavor = "current_thread")] async fn main() {
+//! # let (stream, port) = AgentStream::new().unwrap();
+//! # assert!(connect(stream).await.is_ok());
+//! # drop(port);
+//! # }
+//! ```
 
 use std::convert::Infallible;
 use std::future::Future;
