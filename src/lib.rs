@@ -58,7 +58,7 @@
 //!
 //! # Ends
 //!
-//! A stream ends one direction at a time, and what was written before is read first.
+//! An end comes after what was written before it, as far as krun has handed that over.
 //!
 //! - The host says no more: [`shutdown`], which the guest is not told. Reads go on.
 //! - The host hangs up: [`hang_up`](AgentStream::hang_up), or dropping the stream. The guest reads the end
