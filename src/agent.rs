@@ -62,7 +62,7 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, Ready};
 /// order, but a guest that powers off at once may take it along. An agent whose last words matter waits for
 /// an answer to them.
 ///
-/// To read and write in two tasks there is [`tokio::io::split`]. The descriptor is not to be given to
+/// To read and write in two tasks there is [`tokio::io::split`](https://docs.rs/tokio/1/tokio/io/fn.split.html). The descriptor is not to be given to
 /// `poll(2)` or another epoll: Linux' `virtio_console` takes what its device has completed when it is polled,
 /// so that this port's own wait for it may not end.
 ///
@@ -98,7 +98,7 @@ impl VirtioPort {
     /// port itself.
     ///
     /// It waits for as long as there is no such port or no device file for it; wrap it in
-    /// [`tokio::time::timeout`] where it may never come. `/sys` must be mounted, and `/dev` be a `devtmpfs` or
+    /// [`tokio::time::timeout`](https://docs.rs/tokio/1/tokio/time/fn.timeout.html) where it may never come. `/sys` must be mounted, and `/dev` be a `devtmpfs` or
     /// have a udev. If the port is not there at once it listens for the kernel's events (`NETLINK_KOBJECT_UEVENT`),
     /// which do not come into the network namespace of a container with user ids of its own. Of two ports with
     /// one name it takes either.
