@@ -10,15 +10,17 @@ mod readable;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{SMALL, fill, is_would_block, many, pair, pattern, watchdog};
+use futures::{SinkExt, StreamExt};
 use rustix::event::Timespec;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_krun::guest::Guest;
-use tokio_krun::{AgentConsoleBackend, AgentStream, Options};
+use tokio_krun::{AgentConsoleBackend, AgentStream, Chunks, Options};
 use tokio_test::assert_pending;
 
 /// What `poll(2)` says of the wake descriptor right now.
@@ -118,8 +120,8 @@ async fn rule_3_every_answer_is_a_count_or_would_block() {
 }
 
 #[tokio::test]
-async fn rule_4_read_never_blocks() {
-    // It returns, on this thread, in each state: empty, full, shut down, hung up, dropped.
+async fn rule_4_read_answers_in_each_state() {
+    // On this thread, so that it would hang: empty, full, shut down, hung up, dropped.
     let (mut stream, backend) = pair();
     let mut buffer = [0; 8];
     assert!(is_would_block(&backend.read(&mut buffer)));
@@ -133,6 +135,78 @@ async fn rule_4_read_never_blocks() {
     assert!(is_would_block(&backend.read(&mut buffer)));
     backend.read_wake_fd();
     assert_eq!(backend.read(&mut buffer).unwrap(), 0);
+}
+
+/// Whatever the host holds meanwhile: the writer's lock, for as long as it likes (by code of its own that runs
+/// there, though that must not block); every chunk of the other direction; and the processor.
+#[tokio::test]
+async fn rule_4_read_does_not_wait_for_the_host() {
+    struct Slow(mpsc::Sender<()>, mpsc::Receiver<()>);
+    impl AsRef<[u8]> for Slow {
+        fn as_ref(&self) -> &[u8] {
+            b"slow"
+        }
+    }
+    impl Drop for Slow {
+        fn drop(&mut self) {
+            self.0.send(()).unwrap();
+            self.1.recv().unwrap();
+        }
+    }
+
+    let _deadline = common::deadline();
+    let (stream, backend) = pair();
+    let (mut read, write) = stream.into_split();
+    fill(&backend);
+    let mut held = Vec::new();
+    for _ in 0..8 {
+        held.push(Chunks::new(&mut read).next().await.unwrap().unwrap());
+    }
+    let mut buffer = [0; 100];
+    let (entered, is_in_drop) = mpsc::channel();
+    let (leave, may_leave) = mpsc::channel();
+    let host = thread::spawn(move || {
+        let mut chunks = Chunks::new(write);
+        let item = bytes::Bytes::from_owner(Slow(entered, may_leave));
+        futures::executor::block_on(chunks.send(item)).unwrap();
+        chunks.into_inner()
+    });
+    // A few bytes are copied, and their owner is dropped then.
+    is_in_drop.recv().unwrap();
+    for _ in 0..3 {
+        // It holds the lock or not: either way there is an answer.
+        assert!(is_would_block(&backend.read(&mut buffer)));
+        assert!(is_would_block(&backend.read(&mut [])));
+    }
+    leave.send(()).unwrap();
+    let write = host.join().unwrap();
+    wait_until_readable(&backend);
+    assert_eq!(backend.read(&mut buffer).unwrap(), 4);
+    assert_eq!(&buffer[..4], b"slow");
+
+    let stop = Arc::new(AtomicBool::new(false));
+    let host = thread::spawn({
+        let stop = Arc::clone(&stop);
+        move || {
+            let mut written = 0;
+            while !stop.load(Ordering::Relaxed) {
+                written += write.try_write(&[7; 3000]).unwrap_or(0);
+            }
+            written
+        }
+    });
+    let mut taken = 0;
+    for _ in 0..many(20_000) {
+        match backend.read(&mut buffer) {
+            Ok(read) => taken += read,
+            busy => assert!(is_would_block(&busy)),
+        }
+    }
+    stop.store(true, Ordering::Relaxed);
+    let written = host.join().unwrap();
+    while let Ok(1..) = backend.read(&mut buffer).inspect(|read| taken += read) {}
+    assert_eq!(taken, written);
+    drop(held);
 }
 
 #[tokio::test]

@@ -6,9 +6,9 @@ mod script;
 
 use common::SMALL;
 use proptest::prelude::*;
-use script::Step;
+use script::{SMALL_RING, Setup, Step, USUAL_CHUNK, USUAL_RING};
 
-/// Lengths about the edges: none, one, a chunk of 4 KiB, the whole ring, and more.
+/// Lengths about the edges: none, one, a chunk of 4 KiB, the whole small ring, and more; and a usual chunk.
 fn length() -> impl Strategy<Value = usize> {
     prop_oneof![
         Just(0),
@@ -18,6 +18,8 @@ fn length() -> impl Strategy<Value = usize> {
         0..20_000usize,
         SMALL - 1..SMALL + 2,
         Just(3 * SMALL),
+        USUAL_CHUNK - 2..USUAL_CHUNK + 3,
+        Just(3 * USUAL_CHUNK),
     ]
 }
 
@@ -37,7 +39,25 @@ fn step() -> impl Strategy<Value = Step> {
         3 => length().prop_map(Step::Write),
         3 => length().prop_map(Step::SendChunk),
         1 => Just(Step::Reunite),
+        1 => Just(Step::Drained),
+        1 => Just(Step::Ready),
+        1 => Just(Step::PollReadReady),
+        1 => Just(Step::PollWriteReady),
+        1 => Just(Step::GuestOpened),
+        1 => prop_oneof![1 => Just(Step::Quiesce), 3 => Just(Step::Resume)],
     ]
+}
+
+fn setup() -> impl Strategy<Value = Setup> {
+    let ring = if cfg!(miri) {
+        Just(SMALL_RING).boxed()
+    } else {
+        prop_oneof![3 => Just(SMALL_RING), 1 => Just(USUAL_RING)].boxed()
+    };
+    (ring, any::<bool>()).prop_map(|(ring, hang_up_on_drop)| Setup {
+        hang_up_on_drop,
+        ..ring
+    })
 }
 
 /// Ends come seldom, or most sequences would be over before they began.
@@ -48,6 +68,8 @@ fn last_steps() -> impl Strategy<Value = Vec<Step>> {
         Just(Step::HangUp),
         Just(Step::DropRead),
         Just(Step::DropWrite),
+        Just(Step::ForgetRead),
+        Just(Step::ForgetWrite),
     ];
     (end, prop::collection::vec(step(), 0..20)).prop_map(|(end, mut steps)| {
         steps.insert(0, end);
@@ -64,6 +86,7 @@ proptest! {
 
     #[test]
     fn both_ends_agree_with_two_plain_queues(
+        setup in setup(),
         steps in prop::collection::vec(step(), 0..if cfg!(miri) { 20 } else { 120 }),
         ends in prop::collection::vec(last_steps(), 0..4),
     ) {
@@ -72,6 +95,6 @@ proptest! {
             .build()
             .unwrap();
         let _guard = runtime.enter();
-        script::play(steps.iter().chain(ends.iter().flatten()));
+        script::play(setup, steps.iter().chain(ends.iter().flatten()));
     }
 }

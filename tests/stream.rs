@@ -434,11 +434,12 @@ async fn dropping_the_stream_in_a_waiting_task_frees_it() {
     assert_eq!(backend.read(&mut [0; 8]).unwrap(), 0);
 }
 
+/// Miri cannot look into `/proc`; it sees what krun polls.
 #[cfg(unix)] // there are no descriptors on Windows
 #[tokio::test]
 #[cfg_attr(miri, ignore = "Miri does not know all of fcntl")]
 #[expect(unsafe_code, reason = "krun's trait has a raw descriptor")]
-async fn descriptors_are_close_on_exec() {
+async fn kruns_descriptor_is_close_on_exec_and_does_not_block() {
     use std::os::fd::{AsFd, BorrowedFd};
 
     let (_stream, backend) = pair();
@@ -450,31 +451,82 @@ async fn descriptors_are_close_on_exec() {
     assert!(mode.contains(rustix::fs::OFlags::NONBLOCK));
 }
 
-#[cfg(target_os = "linux")] // counts them in /proc
-#[tokio::test]
-#[cfg_attr(miri, ignore = "Miri starts no process")]
-async fn an_idle_stream_has_three_descriptors_and_returns_them() {
-    let count = || std::fs::read_dir("/proc/self/fd").unwrap().count();
-    // Other tests of this process open and close descriptors meanwhile, so it is counted in a
-    // process of its own.
-    if std::env::var_os("TOKIO_KRUN_COUNT_FDS").is_none() {
-        let status = std::process::Command::new(std::env::current_exe().unwrap())
-            .args([
-                "--exact",
-                "an_idle_stream_has_three_descriptors_and_returns_them",
-            ])
-            .env("TOKIO_KRUN_COUNT_FDS", "1")
-            .status()
-            .unwrap();
-        assert!(status.success());
-        return;
+/// Each test here is a process of its own, as others open and close descriptors meanwhile.
+#[cfg(all(target_os = "linux", not(miri)))] // they are found in /proc, and Miri starts no process
+mod descriptors {
+    use std::collections::BTreeMap;
+    use std::fs;
+    use std::process::Command;
+
+    use super::{common, pair};
+
+    const EACH: usize = if cfg!(tokio_krun_pipe) { 6 } else { 3 };
+
+    /// What is open, by number; but for the directory that is read for it.
+    fn open() -> BTreeMap<u32, String> {
+        let entries = fs::read_dir("/proc/self/fd").unwrap();
+        let open = entries.filter_map(|entry| {
+            let path = entry.unwrap().path();
+            let target = fs::read_link(&path).ok()?.to_str().unwrap().to_owned();
+            let number = path.file_name().unwrap().to_str().unwrap().parse();
+            Some((number.unwrap(), target)).filter(|(_, target)| !target.starts_with("/proc/"))
+        });
+        open.collect()
     }
-    let before = count();
-    let both = pair();
-    let (each, expected) = (count() - before, if cfg!(tokio_krun_pipe) { 6 } else { 3 });
-    assert_eq!(each, expected);
-    drop(both);
-    assert_eq!(count(), before);
+
+    #[tokio::test]
+    async fn an_idle_stream_has_three_and_returns_them() {
+        if !common::is_alone("descriptors::an_idle_stream_has_three_and_returns_them") {
+            return;
+        }
+        let before = open();
+        let both = pair();
+        assert_eq!(open().len() - before.len(), EACH);
+        drop(both);
+        assert_eq!(open(), before);
+    }
+
+    #[tokio::test]
+    async fn each_is_closed_in_a_child_process() {
+        if !common::is_alone("descriptors::each_is_closed_in_a_child_process") {
+            return;
+        }
+        let before = open();
+        let (_stream, _backend) = pair();
+        let mut own = open();
+        own.retain(|number, _| !before.contains_key(number));
+        assert_eq!(own.len(), EACH);
+        for number in own.keys() {
+            let info = fs::read_to_string(format!("/proc/self/fdinfo/{number}")).unwrap();
+            let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
+            let flags = u32::from_str_radix(flags.unwrap().trim(), 8).unwrap();
+            let flags = rustix::fs::OFlags::from_bits_retain(flags);
+            let expected = rustix::fs::OFlags::CLOEXEC | rustix::fs::OFlags::NONBLOCK;
+            assert!(flags.contains(expected), "{number}: {flags:?}");
+        }
+
+        // A number says nothing there, as the child opens files itself; what it stands for does.
+        let in_child = || {
+            let list = Command::new("ls").args(["-l", "/proc/self/fd"]).output();
+            let list = String::from_utf8(list.unwrap().stdout).unwrap();
+            assert!(list.contains("/proc/"), "{list}");
+            let has = |target: &String| list.lines().any(|line| line.ends_with(target));
+            own.values().filter(|target| has(target)).count()
+        };
+        assert_eq!(in_child(), 0);
+        // It would be seen there: one that is not to be closed.
+        let inherited = rustix::io::dup(kept_open(&own)).unwrap();
+        assert!(in_child() > 0);
+        drop(inherited);
+        assert_eq!(in_child(), 0);
+    }
+
+    #[expect(unsafe_code, reason = "only the number is known")]
+    fn kept_open(own: &BTreeMap<u32, String>) -> std::os::fd::BorrowedFd<'_> {
+        let number = *own.keys().next().unwrap();
+        // SAFETY: it is the stream's, which outlives the borrow.
+        unsafe { std::os::fd::BorrowedFd::borrow_raw(number as i32) }
+    }
 }
 
 #[tokio::test]

@@ -1,10 +1,11 @@
-//! What several test files need; no assertions.
+//! What several test files need; it asserts nothing about the crate.
 
 #![allow(dead_code)] // each test file uses its own part
 
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::task::Poll;
 use std::time::Duration;
@@ -63,6 +64,43 @@ pub(crate) fn deadline() -> mpsc::Sender<()> {
         }
     });
     done
+}
+
+/// Whether this is a process in which only the test `name` runs. If not, it has been run in one, and has passed.
+///
+/// For what is the whole process's: its limits, its descriptors, its memory, its signals.
+pub(crate) fn is_alone(name: &str) -> bool {
+    const ALONE: &str = "TOKIO_KRUN_TEST_ALONE";
+    // Miri starts no process.
+    if cfg!(miri) || std::env::var_os(ALONE).is_some() {
+        return true;
+    }
+    let child = process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", name, "--nocapture"])
+        .env(ALONE, "1")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&child.stdout);
+    // A name that is no test's would pass as well.
+    let passed = child.status.success() && said.contains("1 passed");
+    assert!(
+        passed,
+        "{name}, alone: {}\n{said}{}",
+        child.status,
+        String::from_utf8_lossy(&child.stderr)
+    );
+    false
+}
+
+/// Counts in `vain` how often `operation` was polled and was not ready.
+pub(crate) async fn counted<F: Future>(vain: &AtomicU64, operation: F) -> F::Output {
+    let mut operation = pin!(operation);
+    poll_fn(|cx| {
+        let polled = operation.as_mut().poll(cx);
+        vain.fetch_add(u64::from(polled.is_pending()), Ordering::Relaxed);
+        polled
+    })
+    .await
 }
 
 /// Polls `operation` until it is ready, or drops it when it waits for the `polls`th time.

@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, IoSliceMut};
+use std::sync::LazyLock;
 use std::task::Poll;
 
 use bytes::{Bytes, BytesMut};
@@ -15,7 +16,36 @@ use tokio_krun::{Chunks, Options, OwnedReadHalf, OwnedWriteHalf, PortHandle};
 
 use crate::common::{self, Backend, SMALL};
 
-const SLOTS: usize = 8;
+/// How a stream is created.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Setup {
+    pub(crate) capacity: usize,
+    pub(crate) hang_up_on_drop: bool,
+}
+
+/// A ring of eight small chunks.
+pub(crate) const SMALL_RING: Setup = Setup {
+    capacity: SMALL,
+    hang_up_on_drop: true,
+};
+
+/// The least with chunks of the usual size, from the pool that all streams share: eight, and a bit of one.
+pub(crate) const USUAL_CHUNK: usize = 64 * 1024;
+pub(crate) const USUAL_RING: Setup = Setup {
+    capacity: 8 * USUAL_CHUNK + 1000,
+    hang_up_on_drop: true,
+};
+
+impl Setup {
+    fn chunk(self) -> usize {
+        self.capacity.div_ceil(8).min(USUAL_CHUNK)
+    }
+
+    /// Chunks that a ring of full ones has.
+    fn slots(self) -> usize {
+        self.capacity.div_ceil(self.chunk())
+    }
+}
 
 #[derive(Clone, Debug)]
 pub(crate) enum Step {
@@ -40,12 +70,23 @@ pub(crate) enum Step {
     HangUp,
     DropRead,
     DropWrite,
+    /// Dropped without an end.
+    ForgetRead,
+    ForgetWrite,
     Reunite,
+    /// Each polled once and dropped if it waits.
+    Drained,
+    Ready,
+    PollReadReady,
+    PollWriteReady,
+    GuestOpened,
+    Quiesce,
+    Resume,
 }
 
 /// Plays `steps`, then drops all that is left, and panics where stream and queues differ. Within a runtime.
-pub(crate) fn play<'a>(steps: impl IntoIterator<Item = &'a Step>) {
-    let mut run = Run::new();
+pub(crate) fn play<'a>(setup: Setup, steps: impl IntoIterator<Item = &'a Step>) {
+    let mut run = Run::new(setup);
     for step in steps {
         run.play(step);
     }
@@ -68,19 +109,49 @@ struct Model {
     host_closed: bool,
     hung_up: bool,
     guest_gone: bool,
+    /// Without having taken all that was written.
+    lost_rx: bool,
+    /// krun has called.
+    guest_opened: bool,
+    /// The host reads no more.
+    read_stopped: bool,
+    quiesced: bool,
+    /// While it was quiesced there were bytes that found no room: none come from behind them.
+    cut_off: bool,
     /// The guest has read data and not waited since, so a wait comes before the end.
     gave_data: bool,
 }
 
 impl Model {
-    fn fresh(&mut self, length: usize) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(length);
-        for _ in 0..length {
-            // A period that shares no factor with any chunk's size.
-            self.next_byte = (self.next_byte + 1) % 251;
-            bytes.push(self.next_byte as u8);
+    /// The host's side has read everything, and nothing will come.
+    fn is_tx_over(&self) -> bool {
+        self.tx.is_empty() && (self.guest_gone || self.cut_off)
+    }
+
+    /// The end of the file, or an error if bytes were lost there.
+    fn check_end(&self, end: io::Result<bool>) {
+        if self.cut_off {
+            assert_eq!(kind(end), io::ErrorKind::UnexpectedEof);
+        } else {
+            assert!(end.unwrap(), "bytes at the end");
         }
-        bytes
+    }
+
+    fn stop_reading(&mut self) {
+        self.read_stopped = true;
+        self.discarded += self.tx.len() as u64;
+        self.tx.clear();
+    }
+
+    /// The next bytes of those that repeat with a period that shares no factor with any chunk's size.
+    fn fresh(&mut self, length: usize) -> Vec<u8> {
+        static PERIODS: LazyLock<Vec<u8>> = LazyLock::new(|| {
+            let length = 251 + 2 * USUAL_RING.capacity;
+            (0..length).map(|number| (number % 251) as u8).collect()
+        });
+        let first = self.next_byte;
+        self.next_byte = (first + length) % 251;
+        PERIODS[first..first + length].to_vec()
     }
 
     /// Bytes that were written and not taken are made again by the next write.
@@ -90,6 +161,7 @@ impl Model {
 }
 
 struct Run {
+    setup: Setup,
     model: Model,
     read: Option<OwnedReadHalf>,
     write: Option<OwnedWriteHalf>,
@@ -98,15 +170,32 @@ struct Run {
     held: Vec<(Bytes, Vec<u8>)>,
 }
 
+/// By slices: byte by byte takes most of the time of a debug build.
+fn take(queue: &mut VecDeque<u8>, most: usize) -> Vec<u8> {
+    let length = most.min(queue.len());
+    let (first, second) = queue.as_slices();
+    let now = length.min(first.len());
+    let taken = [&first[..now], &second[..length - now]].concat();
+    queue.drain(..length);
+    taken
+}
+
+fn poll_once<F: Future>(operation: F) -> Poll<F::Output> {
+    tokio_test::task::spawn(operation).poll()
+}
+
 fn kind<T: std::fmt::Debug>(result: io::Result<T>) -> io::ErrorKind {
     result.unwrap_err().kind()
 }
 
 impl Run {
-    fn new() -> Self {
-        let (stream, port) = Options::new().capacity(SMALL).create().unwrap();
+    fn new(setup: Setup) -> Self {
+        let options = Options::new().capacity(setup.capacity);
+        let options = options.hang_up_on_drop(setup.hang_up_on_drop);
+        let (stream, port) = options.create().unwrap();
         let (read, write) = stream.into_split();
         Self {
+            setup,
             model: Model::default(),
             read: Some(read),
             write: Some(write),
@@ -121,8 +210,11 @@ impl Run {
             Step::GuestWrite(length) => self.guest_write(length),
             Step::GuestRead(length) => self.guest_read(length),
             Step::GuestGoes => {
-                self.model.guest_gone = self.backend.take().is_some() || self.model.guest_gone;
-                self.model.rx.clear();
+                if self.backend.take().is_some() {
+                    self.model.guest_gone = true;
+                    self.model.lost_rx = !self.model.rx.is_empty();
+                    self.model.rx.clear();
+                }
             }
             Step::TryRead(length) => self.read_with(length, |half| {
                 let mut buffer = vec![0; length];
@@ -180,49 +272,146 @@ impl Run {
             }
             Step::DropRead => {
                 if self.read.take().is_some() {
-                    self.model.discarded += self.model.tx.len() as u64;
-                    self.model.tx.clear();
-                    self.both_halves_gone();
+                    self.model.stop_reading();
+                    self.drop_with_the_other_half();
                 }
             }
             Step::DropWrite => {
                 if self.write.take().is_some() {
                     self.model.host_closed = true;
-                    self.both_halves_gone();
+                    self.drop_with_the_other_half();
                 }
             }
-            Step::Reunite => {
-                if let (Some(read), Some(write)) = (self.read.take(), self.write.take()) {
+            Step::ForgetRead => {
+                if let Some(half) = self.read.take() {
+                    half.forget();
+                    self.drop_with_the_other_half();
+                }
+            }
+            Step::ForgetWrite => {
+                if let Some(half) = self.write.take() {
+                    half.forget();
+                    self.drop_with_the_other_half();
+                }
+            }
+            Step::Reunite => match (self.read.take(), self.write.take()) {
+                (Some(read), Some(write)) => {
                     let (read, write) = read.reunite(write).unwrap().into_split();
                     (self.read, self.write) = (Some(read), Some(write));
-                } else {
-                    // One was gone, and dropping the other ended the stream; or both were.
-                    self.model.discarded += self.model.tx.len() as u64;
-                    self.model.tx.clear();
-                    self.model.host_closed = true;
-                    self.both_halves_gone();
                 }
+                // One was gone, and dropping the other ends the stream.
+                (None, None) => {}
+                (read, write) => {
+                    drop((read, write));
+                    self.drop_with_the_other_half();
+                }
+            },
+            Step::Drained => self.drained(),
+            Step::Ready => self.ready(),
+            Step::PollReadReady => {
+                let Some(half) = &self.read else { return };
+                let polled = poll_once(std::future::poll_fn(|cx| half.poll_read_ready(cx)));
+                let expected = !self.model.tx.is_empty() || self.model.is_tx_over();
+                assert_eq!(polled.map(Result::unwrap).is_ready(), expected);
+            }
+            Step::PollWriteReady => {
+                let Some(half) = &self.write else { return };
+                let polled = poll_once(std::future::poll_fn(|cx| half.poll_write_ready(cx)));
+                self.check_writable(polled.map(Result::unwrap).is_ready());
+            }
+            Step::GuestOpened => {
+                let Some(half) = &self.read else { return };
+                assert_eq!(half.has_guest_opened(), self.model.guest_opened);
+                match poll_once(half.guest_opened()) {
+                    Poll::Ready(Ok(())) => assert!(self.model.guest_opened),
+                    Poll::Ready(Err(error)) => {
+                        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+                        assert!(self.model.guest_gone && !self.model.guest_opened);
+                    }
+                    Poll::Pending => assert!(!self.model.guest_gone && !self.model.guest_opened),
+                }
+            }
+            Step::Quiesce => {
+                self.handle.quiesce();
+                self.model.quiesced = true;
+            }
+            Step::Resume => {
+                self.handle.resume();
+                self.model.quiesced = false;
             }
         }
         self.check();
     }
 
-    fn both_halves_gone(&mut self) {
+    /// The stream ends with its last half, however that was dropped.
+    fn drop_with_the_other_half(&mut self) {
         if self.read.is_none() && self.write.is_none() {
-            self.model.hung_up = true;
+            self.model.stop_reading();
+            self.model.host_closed = true;
+            self.model.hung_up |= self.setup.hang_up_on_drop;
+        }
+    }
+
+    /// Whether a write of one byte would be taken, or would fail.
+    fn check_writable(&self, is_writable: bool) {
+        if self.model.host_closed || self.model.guest_gone {
+            assert!(is_writable);
+        } else if self.model.rx.len() == self.setup.capacity {
+            assert!(!is_writable);
+        } else if self.handle.stats().rx.chunks_queued < self.setup.slots() {
+            assert!(is_writable);
+        }
+    }
+
+    fn drained(&mut self) {
+        let Some(half) = &self.write else { return };
+        match poll_once(half.drained()) {
+            Poll::Ready(Ok(())) => {
+                // If the guest has gone, it had taken all before.
+                assert!(self.model.rx.is_empty() && !self.model.lost_rx);
+            }
+            Poll::Ready(Err(error)) => {
+                assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+                assert!(self.model.lost_rx);
+            }
+            Poll::Pending => assert!(!self.model.rx.is_empty() && !self.model.guest_gone),
+        }
+    }
+
+    fn ready(&mut self) {
+        let both = tokio::io::Interest::READABLE | tokio::io::Interest::WRITABLE;
+        let ready = match (&self.read, &self.write) {
+            (Some(half), _) => poll_once(half.ready(both)),
+            (None, Some(half)) => poll_once(half.ready(both)),
+            (None, None) => return,
+        };
+        let ready = match ready {
+            Poll::Ready(ready) => ready.unwrap(),
+            Poll::Pending => tokio::io::Ready::EMPTY,
+        };
+        let model = &self.model;
+        self.check_writable(ready.is_writable());
+        assert_eq!(
+            ready.is_write_closed(),
+            model.host_closed || model.guest_gone
+        );
+        if !model.read_stopped {
+            let expected = !model.tx.is_empty() || model.is_tx_over();
+            assert_eq!(ready.is_readable(), expected);
+            assert_eq!(ready.is_read_closed(), model.is_tx_over());
         }
     }
 
     fn check(&self) {
         let stats = self.handle.stats();
         assert_eq!(stats.tx.discarded, self.model.discarded);
-        assert!(stats.tx.queued <= SMALL as u64 && stats.rx.queued <= SMALL as u64);
+        // Twice the capacity, if it was ever quiesced.
+        assert!(stats.tx.queued <= 2 * self.setup.capacity as u64);
+        assert!(stats.rx.queued <= self.setup.capacity as u64);
+        let held: usize = self.held.iter().map(|(bytes, _)| bytes.len()).sum();
         assert!(stats.tx.queued >= self.model.tx.len() as u64);
-        if self.held.is_empty() {
-            // A chunk that was peeked at counts whole until it is read.
-            let most = self.model.tx.len() + SMALL / SLOTS;
-            assert!(stats.tx.queued <= most as u64);
-        }
+        // Those that were copied do not count.
+        assert!(stats.tx.queued <= (self.model.tx.len() + held) as u64);
         if !self.model.guest_gone {
             assert_eq!(stats.rx.queued, self.model.rx.len() as u64);
         }
@@ -238,19 +427,28 @@ impl Run {
             return;
         }
         let bytes = self.model.fresh(length);
-        let room = SMALL - self.handle.stats().tx.queued as usize;
+        let capacity = self.setup.capacity;
+        let queued = self.handle.stats().tx.queued as usize;
         let written = backend.write(&bytes);
-        if self.read.is_none() {
+        let model = &mut self.model;
+        model.guest_opened = true;
+        if model.read_stopped || model.cut_off {
             assert_eq!(written.unwrap(), length);
-            self.model.discarded += length as u64;
-        } else if room < length.min(SMALL) {
+            model.discarded += length as u64;
+        } else if model.quiesced {
+            assert_eq!(written.unwrap(), length);
+            let taken = length.min(2 * capacity - queued);
+            model.tx.extend(&bytes[..taken]);
+            model.discarded += (length - taken) as u64;
+            model.cut_off = taken < length;
+        } else if capacity.saturating_sub(queued) < length.min(capacity) {
             assert_eq!(kind(written), io::ErrorKind::WouldBlock);
-            self.model.unwrite(length);
+            model.unwrite(length);
         } else {
             let written = written.unwrap();
-            assert_eq!(written, length.min(SMALL));
-            self.model.tx.extend(&bytes[..written]);
-            self.model.unwrite(length - written);
+            assert_eq!(written, length.min(capacity));
+            model.tx.extend(&bytes[..written]);
+            model.unwrite(length - written);
         }
     }
 
@@ -259,10 +457,11 @@ impl Run {
         let mut buffer = vec![0; length];
         let read = backend.read(&mut buffer);
         let model = &mut self.model;
+        model.guest_opened = true;
         if length == 0 {
             assert_eq!(kind(read), io::ErrorKind::WouldBlock);
         } else if !model.rx.is_empty() {
-            let expected: Vec<u8> = model.rx.drain(..length.min(model.rx.len())).collect();
+            let expected: Vec<u8> = take(&mut model.rx, length);
             let read = read.unwrap();
             assert!(buffer[..read] == expected, "{read} bytes to the guest");
             // Only krun's own calls need a wait between the last bytes and the end.
@@ -286,42 +485,57 @@ impl Run {
         let Some(half) = &mut self.read else { return };
         let result = read(half);
         let model = &mut self.model;
-        if limit == 0 || (model.tx.is_empty() && model.guest_gone) {
+        if limit == 0 {
             assert!(result.unwrap().is_empty());
+        } else if model.is_tx_over() {
+            model.check_end(result.map(|read| read.is_empty()));
         } else if model.tx.is_empty() {
             assert_eq!(kind(result), io::ErrorKind::WouldBlock);
         } else {
-            let expected: Vec<u8> = model.tx.drain(..limit.min(model.tx.len())).collect();
+            let expected: Vec<u8> = take(&mut model.tx, limit);
             assert!(result.unwrap() == expected, "bytes to the host");
         }
     }
 
     fn fill_buf(&mut self, consume: usize) {
         let Some(half) = &mut self.read else { return };
-        let shown = match tokio_test::task::spawn(half.fill_buf()).poll() {
+        let shown = match poll_once(half.fill_buf()) {
+            Poll::Ready(shown) if self.model.is_tx_over() => {
+                self.model.check_end(shown.map(<[u8]>::is_empty));
+                return;
+            }
             Poll::Ready(shown) => shown.unwrap().to_vec(),
             Poll::Pending => {
-                assert!(self.model.tx.is_empty() && !self.model.guest_gone);
+                assert!(self.model.tx.is_empty() && !self.model.is_tx_over());
                 return;
             }
         };
         assert_eq!(shown.is_empty(), self.model.tx.is_empty());
-        assert!(shown.iter().eq(self.model.tx.iter().take(shown.len())));
         let consume = consume.min(shown.len());
         half.consume(consume);
-        self.model.tx.drain(..consume);
+        let mut expected = take(&mut self.model.tx, consume);
+        let (first, second) = self.model.tx.as_slices();
+        let rest = shown.len() - consume;
+        let now = rest.min(first.len());
+        expected.extend_from_slice(&first[..now]);
+        expected.extend_from_slice(&second[..rest - now]);
+        assert!(shown == expected, "bytes that were shown");
     }
 
     fn chunk(&mut self, hold: bool) {
         let Some(half) = &mut self.read else { return };
         let mut chunks = Chunks::new(half);
         match tokio_test::task::spawn(chunks.next()).poll() {
-            Poll::Pending => assert!(self.model.tx.is_empty() && !self.model.guest_gone),
-            Poll::Ready(None) => assert!(self.model.tx.is_empty() && self.model.guest_gone),
+            Poll::Pending => assert!(self.model.tx.is_empty() && !self.model.is_tx_over()),
+            Poll::Ready(None) => assert!(self.model.is_tx_over() && !self.model.cut_off),
+            Poll::Ready(Some(Err(error))) => {
+                assert!(self.model.is_tx_over());
+                self.model.check_end(Err(error));
+            }
             Poll::Ready(Some(chunk)) => {
                 let chunk = chunk.unwrap();
                 assert!(!chunk.is_empty());
-                let expected: Vec<u8> = self.model.tx.drain(..chunk.len()).collect();
+                let expected: Vec<u8> = take(&mut self.model.tx, chunk.len());
                 assert!(chunk == expected, "a chunk to the host");
                 if hold {
                     self.held.push((chunk, expected));
@@ -339,20 +553,32 @@ impl Run {
         let bytes = self.model.fresh(length);
         let stats = self.handle.stats().rx;
         let result = write(half, &bytes);
-        let room = SMALL - self.model.rx.len();
+        let room = self.setup.capacity - self.model.rx.len();
         let written = if self.model.host_closed || self.model.guest_gone {
             assert_eq!(kind(result), io::ErrorKind::BrokenPipe);
             0
         } else if length > 0 && room == 0 {
             assert_eq!(kind(result), io::ErrorKind::WouldBlock);
             0
-        } else if stats.chunks_queued < SLOTS {
+        } else if length == 0 {
+            assert_eq!(result.unwrap(), 0);
+            0
+        } else if stats.chunks_queued < self.setup.slots() {
             let written = result.unwrap();
             assert_eq!(written, length.min(room));
             written
         } else {
             // Half-filled chunks may have used up the slots.
-            result.unwrap_or(0)
+            match result {
+                Ok(written) => {
+                    assert!((1..=length.min(room)).contains(&written));
+                    written
+                }
+                refused => {
+                    assert_eq!(kind(refused), io::ErrorKind::WouldBlock);
+                    0
+                }
+            }
         };
         self.model.rx.extend(&bytes[..written]);
         self.model.unwrite(length - written);

@@ -128,9 +128,9 @@ fn wait_until_readable(backend: &AgentConsoleBackend, stop_wake: &WakePipe) {
         backend.wake_fd().as_raw_fd(),
         "krun would poll another descriptor than before"
     );
-    match readable::is_any_readable(&[backend.wake_fd(), stop_wake.as_fd()], None) {
-        Ok(_) | Err(rustix::io::Errno::INTR) => {}
-        Err(error) => panic!("failed to poll: {error}"),
+    // Also if it was a signal that has ended the wait.
+    if let Err(error) = readable::is_any_readable(&[backend.wake_fd(), stop_wake.as_fd()], None) {
+        panic!("krun's RX thread would panic: Failed to poll: {error}");
     }
 }
 
