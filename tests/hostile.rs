@@ -7,7 +7,7 @@
 mod common;
 
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread;
@@ -15,7 +15,6 @@ use std::thread;
 use common::{Backend, SMALL, asleep, backend, counted, is_alone, is_would_block, watchdog};
 use futures::{SinkExt, StreamExt};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
-use tokio::sync::mpsc;
 use tokio_krun::guest::Guest;
 use tokio_krun::{AgentStream, Chunks, Options};
 use tokio_util::codec::{FramedRead, LengthDelimitedCodec, LinesCodec, LinesCodecError};
@@ -271,11 +270,11 @@ async fn a_guest_that_opens_and_never_reads_makes_the_host_wait_within_the_bound
             let growth = Growth::begin();
             let _agent = guest.open().unwrap();
             let vain = Arc::new(AtomicU64::new(0));
-            let (look, mut looks) = mpsc::unbounded_channel::<()>();
+            let (look, mut looks) = tokio::sync::mpsc::unbounded_channel::<()>();
             let writer = tokio::spawn({
                 let vain = Arc::clone(&vain);
                 async move {
-                    let mut write = pin!(async {
+                    let mut write = std::pin::pin!(async {
                         let mut written = Ok(());
                         for _ in 0..64 {
                             written = written.and(counted(&vain, stream.write_all(&PIECE)).await);
@@ -653,8 +652,10 @@ async fn read_in_a_way(stream: &mut AgentStream, way: Way, length: usize) -> Vec
             let chunk = Chunks::new(stream).next().await.unwrap().unwrap();
             // As it is, and as what can be made of it.
             let copy = chunk.to_vec();
-            assert!(bytes::BytesMut::from(chunk.clone()) == copy);
-            assert!(Vec::from(chunk) == copy);
+            let mutable = bytes::BytesMut::from(chunk.clone());
+            assert!(mutable == copy);
+            let owned = Vec::from(chunk);
+            assert!(owned == copy);
             copy
         }
     }
