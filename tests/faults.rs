@@ -5,17 +5,15 @@ mod common;
 
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use common::{SMALL, asleep, backend, counted, pattern, watchdog};
+use common::{SMALL, pattern, watchdog};
 use futures::{FutureExt, SinkExt, StreamExt};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::runtime::Builder;
 use tokio_krun::guest::Guest;
-use tokio_krun::{AgentStream, Chunks, Options};
+use tokio_krun::{AgentStream, Chunks};
 use tokio_test::{assert_pending, assert_ready};
 
 /// It waits on the runtime that it was created on, wherever it is used.
@@ -85,6 +83,12 @@ fn a_runtime_that_goes_with_streams_alive_leaves_the_guest_an_end() {
 #[cfg(unix)]
 #[test]
 fn who_waits_elsewhere_when_the_streams_runtime_goes_gets_an_error() {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use common::{backend, counted};
+    use tokio_krun::Options;
+
     let _deadline = common::deadline();
     let home = Builder::new_multi_thread()
         .worker_threads(1)
@@ -375,12 +379,14 @@ mod linux {
     use std::fs::{self, File};
     use std::io;
     use std::os::fd::AsRawFd;
-    use std::sync::atomic::AtomicBool;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
     use std::sync::mpsc;
     use std::thread;
 
+    use crate::common::{asleep, backend, counted};
     use rustix::process::{Resource, getrlimit, setrlimit};
-    use tokio_krun::Error;
+    use tokio_krun::{Error, Options};
 
     use super::*;
 

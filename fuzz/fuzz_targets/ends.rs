@@ -10,7 +10,7 @@ mod script;
 use common::SMALL;
 use libfuzzer_sys::arbitrary::{Result, Unstructured};
 use libfuzzer_sys::fuzz_target;
-use script::Step;
+use script::{SMALL_RING, Setup, Step, USUAL_CHUNK, USUAL_RING};
 
 fn length(u: &mut Unstructured<'_>) -> Result<usize> {
     let edge = [0, 1, 2048, 4096, SMALL - 4096, SMALL, 3 * SMALL];
@@ -18,12 +18,22 @@ fn length(u: &mut Unstructured<'_>) -> Result<usize> {
         // About an edge: a chunk is 4 KiB, and half of one is copied.
         kind @ 0..128 => edge[kind as usize / 16 % edge.len()] + kind as usize % 16,
         128..192 => u.int_in_range(0..=255)?,
-        192.. => u.int_in_range(0..=20_000)?,
+        192..224 => u.int_in_range(0..=20_000)?,
+        // The same about the edges of the other ring.
+        kind @ 224.. => {
+            let edge = [
+                USUAL_CHUNK / 2,
+                USUAL_CHUNK,
+                USUAL_RING.capacity,
+                3 * USUAL_CHUNK,
+            ];
+            edge[kind as usize / 8 % edge.len()] + kind as usize % 8 - 4
+        }
     })
 }
 
 fn step(u: &mut Unstructured<'_>) -> Result<Step> {
-    Ok(match u.int_in_range(0..=22)? {
+    Ok(match u.int_in_range(0..=31)? {
         0..=1 => Step::GuestWrite(length(u)?),
         2..=3 => Step::GuestRead(length(u)?),
         4 => Step::TryRead(length(u)?),
@@ -43,11 +53,29 @@ fn step(u: &mut Unstructured<'_>) -> Result<Step> {
         19 => Step::HangUp,
         20 => Step::DropRead,
         21 => Step::DropWrite,
+        22 => Step::ForgetRead,
+        23 => Step::ForgetWrite,
+        24 => Step::Drained,
+        25 => Step::Ready,
+        26 => Step::PollReadReady,
+        27 => Step::PollWriteReady,
+        28 => Step::GuestOpened,
+        29 => Step::Quiesce,
+        30 => Step::Resume,
         _ => Step::GuestRead(SMALL),
     })
 }
 
 fuzz_target!(|data: &[u8]| {
+    let [kind, data @ ..] = data else { return };
+    let setup = Setup {
+        hang_up_on_drop: kind & 1 == 0,
+        ..if kind & 2 == 0 {
+            SMALL_RING
+        } else {
+            USUAL_RING
+        }
+    };
     let mut u = Unstructured::new(data);
     let mut steps = Vec::new();
     while !u.is_empty() && steps.len() < 200 {
@@ -59,5 +87,5 @@ fuzz_target!(|data: &[u8]| {
         .build()
         .unwrap();
     let _guard = runtime.enter();
-    script::play(&steps);
+    script::play(setup, &steps);
 });
