@@ -4,21 +4,32 @@ use std::future::poll_fn;
 use std::io;
 
 use futures::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::task::JoinSet;
 use tokio_krun::guest::Guest;
 use tokio_util::compat::TokioAsyncReadCompatExt;
-use yamux::{Connection, Mode};
+use yamux::{Connection, Mode, Stream};
 
-pub async fn run(guest: Guest) -> io::Result<()> {
+/// Says how many streams ended in the middle, as their client had vanished or was given up.
+pub async fn run(guest: Guest) -> io::Result<usize> {
     let port = guest.open()?;
-    let mut connection = Connection::new(port.compat(), super::config(), Mode::Server);
+    let mut connection = Connection::new(port.compat(), super::channel::config(), Mode::Server);
+    let mut streams = JoinSet::new();
+    let mut cut = 0;
     while let Some(stream) = poll_fn(|cx| connection.poll_next_inbound(cx)).await {
-        let stream = stream.map_err(io::Error::other)?;
-        tokio::spawn(async move {
-            let (mut read, mut write) = stream.split();
-            futures::io::copy(&mut read, &mut write).await?;
-            write.close().await
-        });
+        streams.spawn(echo(stream.map_err(io::Error::other)?));
+        while let Some(ended) = streams.try_join_next() {
+            cut += usize::from(ended?.is_err());
+        }
+    }
+    while let Some(ended) = streams.join_next().await {
+        cut += usize::from(ended?.is_err());
     }
     guest.power_off().await;
-    Ok(())
+    Ok(cut)
+}
+
+async fn echo(stream: Stream) -> io::Result<()> {
+    let (mut read, mut write) = stream.split();
+    futures::io::copy(&mut read, &mut write).await?;
+    write.close().await
 }

@@ -1,45 +1,43 @@
 //! Where clients on this machine connect.
 
 use std::io;
+use std::path::{Path, PathBuf};
 
 #[cfg(unix)]
-pub use unix::{Address, HALF_CLOSES, Listener, address, connect};
+pub use unix::*;
 #[cfg(windows)]
-pub use windows::{Address, HALF_CLOSES, Listener, address, connect};
+pub use windows::*;
 
 #[cfg(unix)]
 mod unix {
-    use std::path::{Path, PathBuf};
-
+    use tempfile::TempDir;
+    /// Each direction ends by itself. An error ends both.
+    pub use tokio::io::copy_bidirectional as copy;
     use tokio::net::{UnixListener, UnixStream};
 
     use super::*;
 
-    pub type Address = PathBuf;
+    pub type Accepted = UnixStream;
 
     /// A client may end its own direction and go on reading.
     pub const HALF_CLOSES: bool = true;
 
-    /// The file is removed with it.
-    pub struct Listener(UnixListener, PathBuf);
-
-    pub fn address() -> Address {
-        std::env::temp_dir().join(format!("relay-{}.sock", std::process::id()))
+    /// The directory, which nobody else can enter, is removed with it.
+    pub struct Listener {
+        socket: UnixListener,
+        _directory: TempDir,
     }
 
     impl Listener {
-        pub fn bind(address: &Path) -> io::Result<Self> {
-            Ok(Self(UnixListener::bind(address)?, address.to_owned()))
+        pub fn bind() -> io::Result<(Self, PathBuf)> {
+            let _directory = tempfile::tempdir()?;
+            let address = _directory.path().join("socket");
+            let socket = UnixListener::bind(&address)?;
+            Ok((Self { socket, _directory }, address))
         }
 
-        pub async fn accept(&mut self) -> io::Result<UnixStream> {
-            Ok(self.0.accept().await?.0)
-        }
-    }
-
-    impl Drop for Listener {
-        fn drop(&mut self) {
-            let _ = std::fs::remove_file(&self.1);
+        pub async fn accept(&mut self) -> io::Result<Accepted> {
+            Ok(self.socket.accept().await?.0)
         }
     }
 
@@ -50,41 +48,40 @@ mod unix {
 
 #[cfg(windows)]
 mod windows {
+    use tokio::io::{AsyncRead, AsyncWrite};
     use tokio::net::windows::named_pipe::{
         ClientOptions, NamedPipeClient, NamedPipeServer, ServerOptions,
     };
 
     use super::*;
 
-    pub type Address = String;
+    pub type Accepted = NamedPipeServer;
 
     /// A pipe has one end for both directions.
     pub const HALF_CLOSES: bool = false;
 
     /// There is always an instance that waits for a client.
-    pub struct Listener(NamedPipeServer, String);
-
-    pub fn address() -> Address {
-        format!(r"\\.\pipe\relay-{}", std::process::id())
-    }
+    pub struct Listener(NamedPipeServer, PathBuf);
 
     impl Listener {
-        pub fn bind(address: &str) -> io::Result<Self> {
-            let first = ServerOptions::new()
-                .first_pipe_instance(true)
-                .create(address)?;
-            Ok(Self(first, address.to_owned()))
+        /// All processes share the names of pipes: this one cannot be guessed, nor be there before.
+        pub fn bind() -> io::Result<(Self, PathBuf)> {
+            let address = PathBuf::from(format!(r"\\.\pipe\relay-{:016x}", getrandom::u64()?));
+            let mut options = ServerOptions::new();
+            let first = options.first_pipe_instance(true).create(&address)?;
+            Ok((Self(first, address.clone()), address))
         }
 
-        pub async fn accept(&mut self) -> io::Result<NamedPipeServer> {
+        pub async fn accept(&mut self) -> io::Result<Accepted> {
             self.0.connect().await?;
             let next = ServerOptions::new().create(&self.1)?;
             Ok(std::mem::replace(&mut self.0, next))
         }
     }
 
-    /// Another client may have taken the instance that waits.
-    pub async fn connect(address: &str) -> io::Result<NamedPipeClient> {
+    /// Another client may have taken the instance that waits. Nothing tells when there is one again; trying from time
+    /// to time is what tokio's documentation of `ClientOptions` has, too.
+    pub async fn connect(address: &Path) -> io::Result<NamedPipeClient> {
         const ERROR_PIPE_BUSY: i32 = 231;
         loop {
             match ClientOptions::new().open(address) {
@@ -93,6 +90,19 @@ mod windows {
                 }
                 result => return result,
             }
+        }
+    }
+
+    /// Whichever direction ends first ends the other: a client cannot be told of one alone.
+    pub async fn copy(
+        client: &mut Accepted,
+        stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
+    ) -> io::Result<u64> {
+        let (mut from_client, mut to_client) = tokio::io::split(client);
+        let (mut from_agent, mut to_agent) = tokio::io::split(stream);
+        tokio::select! {
+            ended = tokio::io::copy(&mut from_client, &mut to_agent) => ended,
+            ended = tokio::io::copy(&mut from_agent, &mut to_client) => ended,
         }
     }
 }
