@@ -360,7 +360,6 @@ async fn bytes_that_panic_when_they_are_dropped_are_sent_and_do_not_reach_krun()
 
 /// Whoever sleeps on the other side is woken for bytes that are in the ring, whatever happens after they came there.
 #[tokio::test]
-#[ignore = "fails: `Ring::write_bytes` drops what it has copied before the write is announced"]
 async fn krun_is_woken_for_few_bytes_that_panic_when_they_are_dropped() {
     let (stream, backend) = common::pair();
     let mut chunks = Chunks::new(stream);

@@ -124,7 +124,8 @@ impl ConsoleSharedState {
 
     /// Takes as much as there is room for from the front of `bytes`, without a copy if that pays.
     pub(crate) fn host_write_bytes(&self, bytes: &mut Bytes) -> Option<io::Result<usize>> {
-        self.host_wrote(self.rx_ring.write_bytes(bytes))
+        let (written, _copied) = self.rx_ring.write_bytes(bytes);
+        self.host_wrote(written)
     }
 
     fn host_wrote(&self, written: Result<usize, Refused>) -> Option<io::Result<usize>> {

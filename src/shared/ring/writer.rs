@@ -73,13 +73,16 @@ impl Ring {
     /// Takes bytes as they are, from the front of `bytes`, and says how many. To be announced as
     /// [`write`](Self::write) is.
     ///
-    /// Few bytes are copied after all: a slot for each would use up the slots.
-    pub(crate) fn write_bytes(&self, bytes: &mut Bytes) -> Result<usize, Refused> {
-        self.with_writer(|writer| {
+    /// Few bytes are copied after all: a slot for each would use up the slots. What was copied is given back,
+    /// to be dropped after the announcement: its drop may be code of the caller's, and panic.
+    pub(crate) fn write_bytes(&self, bytes: &mut Bytes) -> (Result<usize, Refused>, Bytes) {
+        let mut copied = Bytes::new();
+        let written = self.with_writer(|writer| {
             let taken = self.admit(writer, bytes.len(), Admit::Part)?;
             let piece = bytes.split_to(taken);
             if self.is_small(taken) {
                 self.push(writer, &[IoSlice::new(&piece)], taken);
+                copied = piece;
             } else {
                 self.reserve(writer, taken);
                 self.enqueue_open(writer);
@@ -87,7 +90,8 @@ impl Ring {
                 self.enqueue(writer, Chunk::Given(piece));
             }
             Ok(taken)
-        })
+        });
+        (written, copied)
     }
 
     /// Ends the writer's side: what is in the ring is still read, then the end. To be announced as
