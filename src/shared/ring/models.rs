@@ -206,3 +206,56 @@ fn a_writer_is_woken_by_a_chunk_that_is_given_back() {
         holder.join().unwrap();
     });
 }
+
+/// To anyone who asks, from a thread of its own: what is counted is never less than nothing.
+#[test]
+fn no_more_is_seen_to_be_read_than_written() {
+    bounded(2).check(|| {
+        let ring = Arc::new(Ring::new(2, 1));
+        let writer = thread::spawn({
+            let ring = Arc::clone(&ring);
+            move || {
+                for byte in [1, 2] {
+                    assert_eq!(write(&ring, &[byte]), Ok(1));
+                }
+            }
+        });
+        let reader = thread::spawn({
+            let ring = Arc::clone(&ring);
+            move || {
+                for _ in 0..2 {
+                    ring.read(1, |_| {});
+                }
+            }
+        });
+        assert!(ring.queued() <= 2);
+        assert!(ring.stats().chunks_queued <= 2);
+        writer.join().unwrap();
+        reader.join().unwrap();
+    });
+}
+
+/// Each write takes a whole slot for the open chunk, and one for bytes that fill half of one.
+#[test]
+fn a_writer_of_half_filled_chunks_loses_none() {
+    bounded(1).check(|| {
+        let ring = Arc::new(Ring::new(24, 8));
+        let writer = thread::spawn({
+            let ring = Arc::clone(&ring);
+            move || {
+                let mut written = 0;
+                for _ in 0..5 {
+                    written += write(&ring, &[0]).unwrap_or(0);
+                    let mut given = bytes::Bytes::from_static(&[0; 4]);
+                    written += ring.write_bytes(&mut given).unwrap_or(0);
+                }
+                ring.close();
+                written
+            }
+        });
+        let mut read = ring.read(1, |_| {}).unwrap_or(0);
+        let written = writer.join().unwrap();
+        read += read_to_end(&ring, 24).len();
+        assert_eq!(read, written);
+    });
+}

@@ -60,3 +60,24 @@ fn kruns_rx_thread_is_woken_for_each_byte_and_the_end() {
         host.join().unwrap();
     });
 }
+
+/// As `process_tx` does: try, wait, try again. The host reads all there is, byte by byte.
+#[test]
+fn kruns_tx_thread_is_woken_for_room() {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(3);
+    model.check(|| {
+        let shared = Arc::new(ConsoleSharedState::new(2, Duration::ZERO).unwrap());
+        let backend = AgentConsoleBackend::new(Arc::clone(&shared));
+        assert_eq!(backend.write(&[1, 2]).unwrap(), 2);
+        let tx = thread::spawn(move || {
+            while backend.write(&[3, 4]).is_err() {
+                backend.wait_until_writable();
+            }
+        });
+        for _ in 0..2 {
+            assert_eq!(shared.host_read(1, |_| {}).unwrap().unwrap(), 1);
+        }
+        tx.join().unwrap();
+    });
+}
