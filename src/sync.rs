@@ -16,6 +16,9 @@ pub(crate) use {
     model::{ArrayQueue, Count, Mutex},
 };
 
+#[cfg(all(test, tokio_krun_loom))]
+pub(crate) use model::Kept;
+
 /// What a thread of the platform's part sleeps on.
 #[allow(unused_imports, reason = "not every platform has such a thread")]
 pub(crate) mod blocking {
@@ -127,6 +130,36 @@ mod model {
     impl fmt::Debug for Count {
         fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             f.debug_struct("Count").finish_non_exhaustive()
+        }
+    }
+
+    /// What a model that fails does not drop. Its drop would take steps, of which loom has no more then:
+    /// the process would end with no word of which model has failed.
+    #[cfg(test)]
+    pub(crate) struct Kept<T>(Option<T>);
+
+    #[cfg(test)]
+    impl<T> Kept<T> {
+        pub(crate) fn new(value: T) -> Self {
+            Self(Some(value))
+        }
+    }
+
+    #[cfg(test)]
+    impl<T> Deref for Kept<T> {
+        type Target = T;
+
+        fn deref(&self) -> &T {
+            self.0.as_ref().unwrap()
+        }
+    }
+
+    #[cfg(test)]
+    impl<T> Drop for Kept<T> {
+        fn drop(&mut self) {
+            if std::thread::panicking() {
+                std::mem::forget(self.0.take());
+            }
         }
     }
 

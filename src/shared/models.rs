@@ -13,6 +13,7 @@ use loom::thread;
 
 use super::gate::models::bounded;
 use super::*;
+use crate::sync::Kept;
 
 /// Rings of so many bytes, in chunks of an eighth of that.
 fn ends(capacity: usize) -> Arc<ConsoleSharedState> {
@@ -170,6 +171,28 @@ fn who_waits_for_a_guest_that_goes_is_told() {
     });
 }
 
+/// A writer that meets the guest's end discards what there is: that is not taken for having been read.
+#[test]
+fn what_a_writer_discards_was_not_taken() {
+    bounded(2).check(|| {
+        let shared = ends(4);
+        host_writes(&shared, &[1]);
+        let guest = thread::spawn({
+            let shared = Arc::clone(&shared);
+            move || shared.guest_end()
+        });
+        let host = thread::spawn({
+            let shared = Arc::clone(&shared);
+            move || {
+                let _ = shared.host_write(&[IoSlice::new(&[2])]);
+            }
+        });
+        assert!(!drained(&shared, 1));
+        guest.join().unwrap();
+        host.join().unwrap();
+    });
+}
+
 /// A guest whose write waits in a full ring.
 fn guest_writes(shared: &ConsoleSharedState, bytes: &[u8]) -> usize {
     let tx_room = &shared.tx_room;
@@ -237,14 +260,14 @@ fn a_host_that_goes_with_a_chunk_in_its_hands_lets_a_waiting_guest_through() {
     bounded(3).check(|| {
         let shared = ends(2);
         assert_eq!(shared.guest_write(&[1, 2]), Some(2));
-        let held = shared.host_read_bytes().unwrap().unwrap();
+        let held = Kept::new(shared.host_read_bytes().unwrap().unwrap());
         let guest = thread::spawn({
             let shared = Arc::clone(&shared);
             move || assert_eq!(guest_writes(&shared, &[3, 4]), 2)
         });
         shared.host_stop_reading();
         guest.join().unwrap();
-        assert_eq!(held, [1][..]);
+        assert_eq!(*held, [1][..]);
     });
 }
 
@@ -254,7 +277,7 @@ fn a_waiting_guest_is_woken_by_the_read_that_leaves_nothing() {
     bounded(3).check(|| {
         let shared = ends(4);
         assert_eq!(shared.guest_write(&[1, 2, 3, 4]), Some(4));
-        let held = [(); 3].map(|()| shared.host_read_bytes().unwrap().unwrap());
+        let held = Kept::new([(); 3].map(|()| shared.host_read_bytes().unwrap().unwrap()));
         let guest = thread::spawn({
             let shared = Arc::clone(&shared);
             move || assert_eq!(guest_writes(&shared, &[5]), 1)
@@ -285,8 +308,8 @@ fn guest_waits_for_what_is_held(take: fn(&Arc<ConsoleSharedState>) -> Bytes) {
     bounded(3).check(move || {
         let shared = ends(2);
         assert_eq!(shared.guest_write(&[1, 2]), Some(2));
-        let held = take(&shared);
-        assert_eq!(held, [1][..]);
+        let held = Kept::new(take(&shared));
+        assert_eq!(*held, [1][..]);
         assert_eq!(shared.host_read(1, |_| {}).unwrap().unwrap(), 1);
         let guest = thread::spawn({
             let shared = Arc::clone(&shared);
@@ -428,7 +451,7 @@ fn a_host_that_meets_a_refused_fill_is_woken() {
         // Chunks of two bytes: four full ones in the host's hands, and an open one with one byte.
         let shared = ends(9);
         assert_eq!(shared.guest_write(&[1; 9]), Some(9));
-        let held = [(); 4].map(|()| shared.host_read_bytes().unwrap().unwrap());
+        let held = Kept::new([(); 4].map(|()| shared.host_read_bytes().unwrap().unwrap()));
         let guest = thread::spawn({
             let shared = Arc::clone(&shared);
             move || {
