@@ -28,6 +28,7 @@
 
 mod chunk;
 #[cfg(all(test, tokio_krun_loom))]
+#[allow(clippy::unwrap_used, reason = "no thread of krun's runs models")]
 mod models;
 mod reader;
 mod writer;
