@@ -174,7 +174,7 @@ fn who_waits_for_a_guest_that_goes_is_told() {
 /// A writer that meets the guest's end discards what there is: that is not taken for having been read.
 #[test]
 fn what_a_writer_discards_was_not_taken() {
-    bounded(2).check(|| {
+    bounded(3).check(|| {
         let shared = ends(4);
         host_writes(&shared, &[1]);
         let guest = thread::spawn({

@@ -166,7 +166,7 @@ impl Ring {
 
     /// Makes room for `count` bytes that were read.
     pub(crate) fn release(&self, count: usize) {
-        // Pairs with the loads in `queued` and `see_what_was_read`.
+        // Pairs with the load in `queued`, and with that in `see_what_was_read` by the fence after it.
         self.taken
             .released
             .fetch_add(count as u64, Ordering::Release);

@@ -155,8 +155,9 @@ impl Ring {
     }
 
     fn see_what_was_read(&self, writer: &mut Writer) {
-        // Pairs with `release`: who finds the room that a read has made sees what was before the read.
-        writer.released = self.taken.released.load(Ordering::Acquire);
+        // Relaxed: the fence that a write ends with pairs with `release`. Whoever has found the room that
+        // a read has made sees what was before the read.
+        writer.released = self.taken.released.load(Ordering::Relaxed);
         writer.free_slots = self.free_slots();
     }
 
