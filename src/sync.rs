@@ -16,6 +16,18 @@ pub(crate) use {
     model::{ArrayQueue, Count, Mutex},
 };
 
+#[cfg(all(test, tokio_krun_loom))]
+pub(crate) use model::Kept;
+
+/// What a thread of the platform's part sleeps on.
+#[allow(unused_imports, reason = "not every platform has such a thread")]
+pub(crate) mod blocking {
+    #[cfg(tokio_krun_loom)]
+    pub(crate) use loom::sync::{Condvar, Mutex};
+    #[cfg(not(tokio_krun_loom))]
+    pub(crate) use std::sync::{Condvar, Mutex};
+}
+
 /// How often something has happened.
 #[cfg(not(tokio_krun_loom))]
 #[derive(Debug, Default)]
@@ -73,33 +85,44 @@ mod model {
     use std::ops::{Deref, DerefMut};
     use std::{fmt, sync};
 
-    use super::{AtomicBool, Ordering, lock};
+    use super::{AtomicBool, AtomicU64, Ordering};
 
     /// In a model, something to wait for: a sleep that nothing ends is a deadlock to loom.
+    ///
+    /// Whoever sees a signal, or is woken by it, sees what was done before it, as with every wake of a
+    /// system. Nothing else is ordered, and what is seen may be out of date.
     #[derive(Default)]
     pub(crate) struct Count {
-        count: loom::sync::Mutex<u64>,
+        count: AtomicU64,
+        sleeping: loom::sync::Mutex<()>,
         changed: loom::sync::Condvar,
     }
 
     impl Count {
         pub(crate) fn add_one(&self, happens: impl FnOnce()) {
-            let mut count = self.count.lock().unwrap();
+            // loom switches threads before each of its own steps and nowhere else, so a signal to a
+            // descriptor, which it does not see, is one step with its being counted.
+            self.count.fetch_add(1, Ordering::Release);
             happens();
-            *count += 1;
+            drop(self.sleeping.lock().unwrap());
             self.changed.notify_all();
         }
 
         pub(crate) fn get(&self) -> u64 {
-            *self.count.lock().unwrap()
+            self.count.load(Ordering::Acquire)
+        }
+
+        /// Sees all signals so far, as the system call does that takes them.
+        pub(crate) fn see(&self) {
+            self.count.fetch_add(0, Ordering::Acquire);
         }
 
         /// Sleeps for as long as it is `count`.
         #[cfg(test)]
         pub(crate) fn wait_while(&self, count: u64) {
-            let mut now = self.count.lock().unwrap();
-            while *now == count {
-                now = self.changed.wait(now).unwrap();
+            let mut sleeping = self.sleeping.lock().unwrap();
+            while self.count.load(Ordering::Acquire) == count {
+                sleeping = self.changed.wait(sleeping).unwrap();
             }
         }
     }
@@ -107,6 +130,36 @@ mod model {
     impl fmt::Debug for Count {
         fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             f.debug_struct("Count").finish_non_exhaustive()
+        }
+    }
+
+    /// What a model that fails does not drop. Its drop would take steps, of which loom has no more then:
+    /// the process would end with no word of which model has failed.
+    #[cfg(test)]
+    pub(crate) struct Kept<T>(Option<T>);
+
+    #[cfg(test)]
+    impl<T> Kept<T> {
+        pub(crate) fn new(value: T) -> Self {
+            Self(Some(value))
+        }
+    }
+
+    #[cfg(test)]
+    impl<T> Deref for Kept<T> {
+        type Target = T;
+
+        fn deref(&self) -> &T {
+            self.0.as_ref().unwrap()
+        }
+    }
+
+    #[cfg(test)]
+    impl<T> Drop for Kept<T> {
+        fn drop(&mut self) {
+            if std::thread::panicking() {
+                std::mem::forget(self.0.take());
+            }
         }
     }
 
@@ -162,35 +215,60 @@ mod model {
     }
 
     /// Stands for crossbeam's queue, which is opaque to loom: the models are of our protocol
-    /// around it.
+    /// around it. One thread pushes at a time, and one pops.
+    ///
+    /// What either side sees of the other may be out of date. An item that is found, or the place of
+    /// one, comes with what was done before; how many there are comes with nothing.
     pub(crate) struct ArrayQueue<T> {
-        items: Mutex<VecDeque<T>>,
+        /// With how many were pushed and popped, to who does so.
+        items: sync::Mutex<(VecDeque<T>, u64, u64)>,
         capacity: usize,
+        pushed: AtomicU64,
+        popped: AtomicU64,
     }
 
     impl<T> ArrayQueue<T> {
         pub(crate) fn new(capacity: usize) -> Self {
             Self {
-                items: Mutex::new(VecDeque::new()),
+                items: sync::Mutex::new((VecDeque::new(), 0, 0)),
                 capacity,
+                pushed: AtomicU64::new(0),
+                popped: AtomicU64::new(0),
             }
         }
 
         pub(crate) fn push(&self, item: T) -> Result<(), T> {
-            let mut items = lock(&self.items);
-            if items.len() == self.capacity {
-                return Err(item);
-            }
-            items.push_back(item);
+            let popped = self.popped.load(Ordering::Acquire);
+            let pushed = {
+                let mut items = self.items.lock().unwrap();
+                if items.1 - popped == self.capacity as u64 {
+                    return Err(item);
+                }
+                items.0.push_back(item);
+                items.1 += 1;
+                items.1
+            };
+            self.pushed.store(pushed, Ordering::Release);
             Ok(())
         }
 
         pub(crate) fn pop(&self) -> Option<T> {
-            lock(&self.items).pop_front()
+            let pushed = self.pushed.load(Ordering::Acquire);
+            let (item, popped) = {
+                let mut items = self.items.lock().unwrap();
+                if items.2 == pushed {
+                    return None;
+                }
+                items.2 += 1;
+                (items.0.pop_front(), items.2)
+            };
+            self.popped.store(popped, Ordering::Release);
+            item
         }
 
         pub(crate) fn len(&self) -> usize {
-            lock(&self.items).len()
+            let pushed = self.pushed.load(Ordering::Relaxed);
+            pushed.saturating_sub(self.popped.load(Ordering::Relaxed)) as usize
         }
 
         pub(crate) fn capacity(&self) -> usize {

@@ -76,11 +76,12 @@ impl Gate {
 
 #[cfg(all(test, tokio_krun_loom))]
 pub(crate) mod models {
+    use loom::sync::Arc;
     use loom::sync::atomic::AtomicUsize;
-    use loom::sync::{Arc, Condvar, Mutex};
     use loom::thread;
 
     use super::*;
+    use crate::sync::Count;
 
     /// A gate and the signal that its sleepers wait for. Signals are numbered, and a sleeper is
     /// registered for the next one by knowing the last: so it is with tokio's readiness, where
@@ -89,16 +90,14 @@ pub(crate) mod models {
     /// If a signal never comes, loom reports a deadlock.
     pub(crate) struct Sleep {
         gate: Gate,
-        signals: Mutex<usize>,
-        changed: Condvar,
+        signals: Count,
     }
 
     impl Sleep {
         pub(crate) fn new() -> Self {
             Self {
                 gate: Gate::new(),
-                signals: Mutex::new(0),
-                changed: Condvar::new(),
+                signals: Count::default(),
             }
         }
 
@@ -115,8 +114,7 @@ pub(crate) mod models {
         }
 
         fn signal(&self) {
-            *self.signals.lock().unwrap() += 1;
-            self.changed.notify_all();
+            self.signals.add_one(|| {});
         }
 
         pub(crate) fn until<T>(&self, mut look: impl FnMut() -> Option<T>) -> T {
@@ -124,15 +122,12 @@ pub(crate) mod models {
                 if let Some(found) = look() {
                     return found;
                 }
-                let last = *self.signals.lock().unwrap();
+                let last = self.signals.get();
                 self.gate.arm();
                 if let Some(found) = look() {
                     return found;
                 }
-                let mut signals = self.signals.lock().unwrap();
-                while *signals == last {
-                    signals = self.changed.wait(signals).unwrap();
-                }
+                self.signals.wait_while(last);
             }
         }
     }
@@ -155,7 +150,7 @@ pub(crate) mod models {
 
     #[test]
     fn a_sleeper_is_woken_for_each_of_two_items() {
-        loom::model(|| {
+        bounded(4).check(|| {
             let shared = Arc::new((Sleep::new(), AtomicUsize::new(0)));
             let producer = thread::spawn({
                 let shared = Arc::clone(&shared);

@@ -32,8 +32,10 @@ impl ConsoleSharedState {
                 target = tail;
             }
         })?;
-        // Pairs with the store in `host_hang_up`. A host that only shut down has not hung up.
-        if read == 0 && !self.hung_up.load(Ordering::Acquire) {
+        // Relaxed: the end that `read` found has ordered all there was before it, and the fence of the
+        // signal in `host_hang_up` makes sure that one look finds this. A host that only shut down has
+        // not hung up.
+        if read == 0 && !self.hung_up.load(Ordering::Relaxed) {
             return None;
         }
         self.offer_rx_room();

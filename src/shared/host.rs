@@ -183,8 +183,8 @@ impl ConsoleSharedState {
     pub(crate) fn host_hang_up(&self) {
         self.trace.lifecycle("the host hangs up");
         self.rx_ring.close();
-        // Pairs with the load in `guest_read`.
-        self.hung_up.store(true, Ordering::Release);
+        // Relaxed: see `guest_read`.
+        self.hung_up.store(true, Ordering::Relaxed);
         self.rx_data.notify();
         self.rx_room.notify();
     }

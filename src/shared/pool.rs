@@ -66,3 +66,45 @@ impl Pool {
         }
     }
 }
+
+#[cfg(all(test, tokio_krun_loom))]
+#[allow(clippy::unwrap_used, reason = "no thread of krun's runs models")]
+mod models {
+    use std::collections::HashSet;
+    use std::sync::Mutex as Unseen;
+
+    use loom::thread;
+
+    use super::*;
+    use crate::shared::gate::models::bounded;
+
+    /// Two rings take storage, fill it and give it back; each also gives back what it never used. None
+    /// is out twice or shows old bytes, and no more than allowed is kept.
+    #[test]
+    fn storage_is_out_once_and_empty_and_kept_up_to_the_bound() {
+        bounded(3).check(|| {
+            let pool = Arc::new(Pool::new(4, 1));
+            // Where the storage is that is out. loom does not see it, so it orders nothing.
+            let out = Arc::new(Unseen::new(HashSet::new()));
+            let users = [(); 2].map(|()| {
+                let (pool, out) = (Arc::clone(&pool), Arc::clone(&out));
+                thread::spawn(move || {
+                    for _ in 0..2 {
+                        let mut bytes = pool.take();
+                        assert!(bytes.is_empty() && bytes.capacity() >= 4);
+                        let place = bytes.as_ptr() as usize;
+                        assert!(out.lock().unwrap().insert(place), "out twice");
+                        bytes.push(7);
+                        assert!(out.lock().unwrap().remove(&place));
+                        pool.give_back(bytes);
+                        pool.give_back(Vec::new());
+                        assert!(lock(&pool.free).len() <= 1);
+                    }
+                })
+            });
+            for user in users {
+                user.join().unwrap();
+            }
+        });
+    }
+}

@@ -28,6 +28,7 @@
 
 mod chunk;
 #[cfg(all(test, tokio_krun_loom))]
+#[allow(clippy::unwrap_used, reason = "no thread of krun's runs models")]
 mod models;
 mod reader;
 mod writer;
@@ -155,12 +156,12 @@ impl Ring {
 
     /// Bytes that count against the bound.
     fn queued(&self) -> u64 {
-        // Acquire pairs with `release`. `released` first: `written` only grows meanwhile, so the
-        // difference is never negative.
+        // First, and pairs with `release`: who sees that bytes were released also sees that they were
+        // written, so the difference is never negative.
         let released = self.taken.released.load(Ordering::Acquire);
         self.put
             .written
-            .load(Ordering::Acquire)
+            .load(Ordering::Relaxed)
             .wrapping_sub(released)
     }
 
@@ -184,9 +185,9 @@ impl Ring {
     }
 
     pub(crate) fn stats(&self) -> RingStats {
-        // First, as in `queued`.
+        // First, as in `queued`, and pairs with the store in `current`.
         let taken = self.taken.chunks.load(Ordering::Acquire);
-        let begun = self.put.chunks.load(Ordering::Acquire);
+        let begun = self.put.chunks.load(Ordering::Relaxed);
         RingStats {
             queued: self.queued(),
             chunks_queued: usize::try_from(begun.wrapping_sub(taken)).unwrap_or(usize::MAX),

@@ -43,10 +43,6 @@ impl<W: Wake> Signal<W> {
 
     /// The same at another gate: see [`notify_also`](Self::notify_also).
     pub(crate) fn arm_also(&self, gate: &Gate) {
-        // A store behind the swap that took the last arming is behind it in the flag's own order. loom
-        // does not see that, unless the swap has happened before.
-        #[cfg(tokio_krun_loom)]
-        self.signals.get();
         gate.arm();
     }
 
@@ -55,7 +51,7 @@ impl<W: Wake> Signal<W> {
     pub(crate) fn drain(&self, drain: impl FnOnce(&W)) {
         // loom does not see a descriptor, nor switch threads there: it does here.
         #[cfg(tokio_krun_loom)]
-        self.signals.get();
+        self.signals.see();
         drain(&self.wake);
     }
 

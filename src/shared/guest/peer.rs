@@ -63,8 +63,8 @@ impl ConsoleSharedState {
             shown = true;
             sink(bytes)
         })?;
-        // Pairs with the store in `host_hang_up`. A host that only shut down has not hung up.
-        (shown || self.hung_up.load(Ordering::Acquire)).then_some(result)
+        // Relaxed as in `guest_read`. A host that only shut down has not hung up.
+        (shown || self.hung_up.load(Ordering::Relaxed)).then_some(result)
     }
 
     /// Takes bytes that [`guest_peek`](Self::guest_peek) showed as read.

@@ -206,3 +206,71 @@ fn a_writer_is_woken_by_a_chunk_that_is_given_back() {
         holder.join().unwrap();
     });
 }
+
+/// What is counted is never less than nothing.
+fn assert_counts(ring: &Ring) {
+    assert!(ring.queued() <= 2);
+    assert!(ring.stats().chunks_queued <= 2);
+}
+
+/// To the reader: what it has read was counted as written before.
+#[test]
+fn what_is_read_was_counted_as_written() {
+    bounded(3).check(|| {
+        let ring = Arc::new(Ring::new(2, 1));
+        let writer = thread::spawn({
+            let ring = Arc::clone(&ring);
+            move || assert_eq!(write(&ring, &[1, 2]), Ok(2))
+        });
+        for _ in 0..2 {
+            ring.read(1, |_| {});
+            assert_counts(&ring);
+        }
+        writer.join().unwrap();
+    });
+}
+
+/// To anyone else, from a thread of its own.
+#[test]
+fn no_more_is_seen_to_be_read_than_written() {
+    bounded(2).check(|| {
+        let ring = Arc::new(Ring::new(2, 1));
+        let reader = thread::spawn({
+            let ring = Arc::clone(&ring);
+            move || {
+                for _ in 0..2 {
+                    ring.read(1, |_| {});
+                }
+            }
+        });
+        let other = thread::spawn({
+            let ring = Arc::clone(&ring);
+            move || assert_counts(&ring)
+        });
+        assert_eq!(write(&ring, &[1, 2]), Ok(2));
+        reader.join().unwrap();
+        other.join().unwrap();
+    });
+}
+
+/// Each round takes a slot for one byte, and another for bytes that fill half a chunk; meanwhile one slot
+/// comes free.
+#[test]
+fn a_writer_of_half_filled_chunks_loses_none() {
+    bounded(1).check(|| {
+        let ring = Arc::new(Ring::new(24, 8));
+        let reader = thread::spawn({
+            let ring = Arc::clone(&ring);
+            move || ring.read(1, |_| {}).unwrap_or(0)
+        });
+        let mut written = 0;
+        for _ in 0..5 {
+            written += write(&ring, &[0]).unwrap_or(0);
+            let mut given = bytes::Bytes::from_static(&[0; 4]);
+            written += ring.write_bytes(&mut given).0.unwrap_or(0);
+        }
+        ring.close();
+        let read = reader.join().unwrap();
+        assert_eq!(read + read_to_end(&ring, 24).len(), written);
+    });
+}

@@ -128,11 +128,12 @@ impl Ring {
     fn current<'a>(&self, reader: &'a mut Reader) -> Option<&'a mut Chunk> {
         if reader.current.is_none() {
             reader.current = Some(self.full.pop().or_else(|| self.take_open(reader))?);
-            // Only this side adds to it, under the reader's lock.
+            // Only this side adds to it, under the reader's lock. The store pairs with the load in
+            // `stats`.
             let chunks = self.taken.chunks.load(Ordering::Relaxed);
             self.taken
                 .chunks
-                .store(chunks.wrapping_add(1), Ordering::Relaxed);
+                .store(chunks.wrapping_add(1), Ordering::Release);
         }
         reader.current.as_mut()
     }
@@ -165,7 +166,7 @@ impl Ring {
 
     /// Makes room for `count` bytes that were read.
     pub(crate) fn release(&self, count: usize) {
-        // Pairs with the load in `queued`.
+        // Pairs with the load in `queued`, and with that in `see_what_was_read` by the fence after it.
         self.taken
             .released
             .fetch_add(count as u64, Ordering::Release);
@@ -203,7 +204,8 @@ impl Ring {
     /// Whether bytes have been written that were not read: perhaps not to be found yet, for the
     /// writer may be at them.
     pub(crate) fn has_unread(&self) -> bool {
-        self.put.written.load(Ordering::Acquire) != self.taken.read.load(Ordering::Relaxed)
+        // Relaxed: only whether a look is worth while.
+        self.put.written.load(Ordering::Relaxed) != self.taken.read.load(Ordering::Relaxed)
     }
 
     /// Whether everything before `position` has been read: `Some(false)` if it never will be.

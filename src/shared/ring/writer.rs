@@ -159,8 +159,9 @@ impl Ring {
     }
 
     fn see_what_was_read(&self, writer: &mut Writer) {
-        // Pairs with the store in `release`.
-        writer.released = self.taken.released.load(Ordering::Acquire);
+        // Relaxed: the fence that a write ends with pairs with `release`. Whoever has found the room that
+        // a read has made sees what was before the read.
+        writer.released = self.taken.released.load(Ordering::Relaxed);
         writer.free_slots = self.free_slots();
     }
 
@@ -197,18 +198,20 @@ impl Ring {
 
     fn begin_chunk(&self) {
         let chunks = self.put.chunks.load(Ordering::Relaxed);
-        // Before the chunk can be taken, so that `taken.chunks` never overtakes it.
+        // Before the chunk can be taken, so that `taken.chunks` never overtakes it. Relaxed: who takes
+        // the chunk, from the queue or under the lock, sees this by that.
         self.put
             .chunks
-            .store(chunks.wrapping_add(1), Ordering::Release);
+            .store(chunks.wrapping_add(1), Ordering::Relaxed);
     }
 
     /// Moves the end of what is written by `length`. It does so before the bytes can be read, so
-    /// that `read` never overtakes it.
+    /// that `read` never overtakes it: who takes them, from the queue or under the lock, sees this by
+    /// that, so it is Relaxed.
     fn reserve(&self, writer: &mut Writer, length: usize) {
         let written = self.put.written.load(Ordering::Relaxed);
         let written = written.wrapping_add(length as u64);
-        self.put.written.store(written, Ordering::Release);
+        self.put.written.store(written, Ordering::Relaxed);
         let high_water = self.put.high_water.load(Ordering::Relaxed);
         // With more read since there is less in the ring, so only a new height needs a look.
         if written.wrapping_sub(writer.released) > high_water {
@@ -271,6 +274,7 @@ impl Ring {
 
     /// The position after the last byte written.
     pub(crate) fn end_position(&self) -> u64 {
-        self.put.written.load(Ordering::Acquire)
+        // Relaxed: for who has written up to there, and so knows of it.
+        self.put.written.load(Ordering::Relaxed)
     }
 }

@@ -174,6 +174,8 @@ impl AgentConsoleBackend {
     /// ends the wait at once, and is taken then.
     fn prepare_to_wait(&self) {
         let rx_data = &self.shared.rx_data;
+        // The first half keeps krun from spinning on a signal that was on its way. The second one only
+        // saves it a turn, if there was a signal in between: then the wait would end at once.
         if !(self.took_signals.load(Ordering::Relaxed) && rx_data.is_armed()) {
             rx_data.drain(WakePipe::drain);
             rx_data.arm();

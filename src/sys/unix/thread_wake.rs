@@ -1,9 +1,10 @@
 //! A wake for one thread that has nothing else to wait for.
 
 use std::io;
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::PoisonError;
 
 use crate::shared::Wake;
+use crate::sync::blocking::{Condvar, Mutex};
 
 #[derive(Debug)]
 pub(crate) struct ThreadWake {
@@ -22,14 +23,16 @@ impl ThreadWake {
 
     /// Blocks until there was a signal since the last wait, and takes it.
     pub(super) fn wait(&self) {
-        let signalled = self
+        let mut signalled = self
             .signalled
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        let mut signalled = self
-            .changed
-            .wait_while(signalled, |signalled| !*signalled)
-            .unwrap_or_else(PoisonError::into_inner);
+        while !*signalled {
+            signalled = self
+                .changed
+                .wait(signalled)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
         *signalled = false;
     }
 }

@@ -25,3 +25,48 @@ impl Ring {
         }
     }
 }
+
+#[cfg(all(test, tokio_krun_loom))]
+#[allow(clippy::unwrap_used, reason = "no thread of krun's runs models")]
+mod models {
+    use std::io::IoSlice;
+
+    use loom::sync::Arc;
+    use loom::thread;
+
+    use super::*;
+    use crate::shared::gate::models::bounded;
+    use crate::shared::ring::Admit;
+
+    /// As the ring's own model of reading, a chunk at a time.
+    #[test]
+    fn what_is_shown_comes_in_order_and_then_the_end() {
+        bounded(2).check(|| {
+            let ring = Arc::new(Ring::new(8, 2));
+            let writer = thread::spawn({
+                let ring = Arc::clone(&ring);
+                move || {
+                    for bytes in [&[1][..], &[2, 3]] {
+                        let written = ring.write(&[IoSlice::new(bytes)], Admit::Whole);
+                        assert_eq!(written, Ok(bytes.len()));
+                    }
+                    ring.close();
+                }
+            });
+            let mut shown = Vec::new();
+            loop {
+                let show = |bytes: &[u8]| {
+                    shown.extend_from_slice(bytes);
+                    Ok(bytes.len())
+                };
+                match ring.show(show).map(Result::unwrap) {
+                    Some(0) => break,
+                    Some(count) => ring.consume(count),
+                    None => thread::yield_now(),
+                }
+            }
+            assert_eq!(shown, [1, 2, 3]);
+            writer.join().unwrap();
+        });
+    }
+}

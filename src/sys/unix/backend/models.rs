@@ -8,6 +8,7 @@ use loom::thread;
 use rustix::event::Timespec;
 
 use super::*;
+use crate::sync::Kept;
 use crate::sys::unix::readable;
 
 /// As `poll(2)` without a limit. loom cannot see that sleep, so it is for the next signal to be counted.
@@ -56,7 +57,29 @@ fn kruns_rx_thread_is_woken_for_each_byte_and_the_end() {
                 shared.host_hang_up();
             }
         });
-        assert_eq!(receive(&AgentConsoleBackend::new(shared)), [1, 2]);
+        let backend = Kept::new(AgentConsoleBackend::new(shared));
+        assert_eq!(receive(&backend), [1, 2]);
         host.join().unwrap();
+    });
+}
+
+/// As `process_tx` does: try, wait, try again. The host reads all there is, byte by byte.
+#[test]
+fn kruns_tx_thread_is_woken_for_room() {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(3);
+    model.check(|| {
+        let shared = Arc::new(ConsoleSharedState::new(2, Duration::ZERO).unwrap());
+        let backend = Kept::new(AgentConsoleBackend::new(Arc::clone(&shared)));
+        assert_eq!(backend.write(&[1, 2]).unwrap(), 2);
+        let tx = thread::spawn(move || {
+            while backend.write(&[3, 4]).is_err() {
+                backend.wait_until_writable();
+            }
+        });
+        for _ in 0..2 {
+            assert_eq!(shared.host_read(1, |_| {}).unwrap().unwrap(), 1);
+        }
+        tx.join().unwrap();
     });
 }
