@@ -7,7 +7,7 @@ use futures::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
 use tokio_krun::guest::Guest;
 use tokio_util::compat::TokioAsyncReadCompatExt;
-use yamux::{Connection, Mode, Stream};
+use yamux::{Connection, ConnectionError, Mode, Stream};
 
 /// Says how many streams ended in the middle, as their client had vanished or was given up.
 pub async fn run(guest: Guest) -> io::Result<usize> {
@@ -16,11 +16,17 @@ pub async fn run(guest: Guest) -> io::Result<usize> {
     let mut streams = JoinSet::new();
     let mut cut = 0;
     while let Some(stream) = poll_fn(|cx| connection.poll_next_inbound(cx)).await {
-        streams.spawn(echo(stream.map_err(io::Error::other)?));
+        match stream {
+            Ok(stream) => drop(streams.spawn(echo(stream))),
+            // The host has hung up while there was something to say, such as an answer to a ping.
+            Err(ConnectionError::Io(error)) if error.kind() == io::ErrorKind::BrokenPipe => break,
+            Err(error) => return Err(io::Error::other(error)),
+        }
         while let Some(ended) = streams.try_join_next() {
             cut += usize::from(ended?.is_err());
         }
     }
+    drop(connection);
     while let Some(ended) = streams.join_next().await {
         cut += usize::from(ended?.is_err());
     }

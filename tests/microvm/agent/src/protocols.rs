@@ -10,7 +10,7 @@ use tokio_krun::agent::VirtioPort;
 use tokio_util::bytes::Bytes;
 use tokio_util::codec::{Framed, LengthDelimitedCodec};
 use tokio_util::compat::TokioAsyncReadCompatExt;
-use yamux::{Config, Connection, Mode};
+use yamux::{Config, Connection, ConnectionError, Mode};
 
 use crate::port::AGENT;
 use crate::{Log, grpc};
@@ -64,7 +64,12 @@ pub async fn mux() -> io::Result<()> {
     let port = VirtioPort::open(AGENT).await?;
     let mut connection = Connection::new(port.compat(), Config::default(), Mode::Server);
     while let Some(stream) = poll_fn(|cx| connection.poll_next_inbound(cx)).await {
-        let stream = stream.map_err(io::Error::other)?;
+        let stream = match stream {
+            Ok(stream) => stream,
+            // The host has hung up while there was something to say, such as an answer to a ping.
+            Err(ConnectionError::Io(e)) if e.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+            Err(e) => return Err(io::Error::other(e)),
+        };
         tokio::spawn(async move {
             let (mut read, mut write) = AsyncReadExt::split(stream);
             futures::io::copy(&mut read, &mut write).await?;
