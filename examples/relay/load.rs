@@ -56,14 +56,17 @@ pub async fn run(address: PathBuf, rounds: usize, stop: oneshot::Sender<()>) -> 
     }
 
     drop(stop);
-    let mut full = 0;
-    while let Some(sent) = timeout(patience, held.join_next()).await? {
-        full = full.max(sent??);
+    let mut full = None;
+    while local::ENDS_WRITES
+        && let Some(sent) = timeout(patience, held.join_next()).await?
+    {
+        full = full.max(Some(sent??));
     }
     Ok(format!(
         "{TALKING} clients, {rounds} rounds, {bytes} bytes there and back; when the first was done, the last had done \
-         {}; one in {VANISHING} vanished; {STALLING} more never read, and could write {full} bytes at most",
-        last.unwrap_or(0)
+         {}; one in {VANISHING} vanished; {STALLING} more never read, and could write {} bytes at most",
+        last.unwrap_or(0),
+        full.map_or("(not known)".into(), |full| full.to_string()),
     ))
 }
 

@@ -22,6 +22,9 @@ mod unix {
     /// A client may end its own direction and go on reading.
     pub const HALF_CLOSES: bool = true;
 
+    /// A write that waits ends when the other side goes.
+    pub const ENDS_WRITES: bool = true;
+
     /// The directory, which nobody else can enter, is removed with it.
     pub struct Listener {
         socket: UnixListener,
@@ -59,6 +62,9 @@ mod windows {
 
     /// A pipe has one end for both directions.
     pub const HALF_CLOSES: bool = false;
+
+    /// Under Wine a write that waits does not.
+    pub const ENDS_WRITES: bool = false;
 
     /// There is always an instance that waits for a client.
     pub struct Listener(NamedPipeServer, PathBuf);
