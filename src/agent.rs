@@ -355,9 +355,7 @@ impl VirtioPort {
         if buf.is_empty() {
             return Ok(0);
         }
-        let Some(mut guard) = self.ready_now(Interest::READABLE)? else {
-            return Err(io::ErrorKind::WouldBlock.into());
-        };
+        let mut guard = self.ready_now(Interest::READABLE)?;
         read(&mut guard, buf).unwrap_or_else(|| Err(io::ErrorKind::WouldBlock.into()))
     }
 
@@ -381,19 +379,17 @@ impl VirtioPort {
         if buf.is_empty() {
             return Ok(0);
         }
-        let Some(mut guard) = self.ready_now(Interest::WRITABLE)? else {
-            return Err(io::ErrorKind::WouldBlock.into());
-        };
+        let mut guard = self.ready_now(Interest::WRITABLE)?;
         write(&mut guard, buf).unwrap_or_else(|| Err(io::ErrorKind::WouldBlock.into()))
     }
 
     /// What tokio knows of the port, without waiting and without asking the system: to `poll(2)` it could take
     /// away what a task waits for (see "Writing" in the type's documentation).
-    fn ready_now(&self, interest: Interest) -> io::Result<Option<AsyncFdReadyGuard<'_, OwnedFd>>> {
+    fn ready_now(&self, interest: Interest) -> io::Result<AsyncFdReadyGuard<'_, OwnedFd>> {
         let ready = pin!(self.0.ready(interest));
         match ready.poll(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(guard) => guard.map(Some),
-            Poll::Pending => Ok(None),
+            Poll::Ready(guard) => guard,
+            Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
         }
     }
 }
