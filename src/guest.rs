@@ -163,7 +163,8 @@ impl Guest {
     }
 
     /// Waits until the host's end has taken all that the guest wrote: it is in the stream's ring, or
-    /// thrown away if nobody reads there. No call in a Linux guest does that.
+    /// thrown away if nobody reads there (on Windows also after a hang-up, which closes the pipe). No call in a
+    /// Linux guest does that.
     ///
     /// It waits for ever where that never comes: for a host that does not read, or for a guest that
     /// nobody [resumes](Self::resume).

@@ -18,6 +18,7 @@ use msb_krun_devices::virtio::console::port_io::{self, PortInput, PortOutput};
 use msb_krun_utils::eventfd::{EFD_NONBLOCK, EventFd};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::runtime::Handle;
+use tokio_krun::guest::Guest;
 use tokio_krun::{AgentStream, Error, Options};
 use tokio_test::assert_pending;
 use vm_memory::VolatileSlice;
@@ -287,6 +288,26 @@ async fn hanging_up_keeps_what_the_guest_had_written() {
             stream.read_to_end(&mut received).await.unwrap();
             assert!(received == sent, "{} bytes", received.len());
         }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn nothing_waits_for_what_the_guest_writes_after_the_hang_up() {
+    watchdog(async {
+        let (mut stream, port) = AgentStream::new().unwrap();
+        let guest = Guest::boot(port);
+        let mut agent = guest.open().unwrap();
+        guest.pause().await;
+        agent.write_all(b"too late").await.unwrap();
+        stream.hang_up();
+        // The pipe is closed, with that still in the virtqueue.
+        assert_eq!(stream.read(&mut [0; 8]).await.unwrap(), 0);
+        guest.resume().unwrap();
+        guest.drained().await;
+        assert_eq!(agent.read(&mut [0; 8]).await.unwrap(), 0);
+        assert_broken_pipe(agent.write(b"later").await);
+        guest.power_off().await;
     })
     .await;
 }

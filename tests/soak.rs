@@ -274,9 +274,10 @@ async fn lane(
     }
     let to_host = guest_writes.await.unwrap();
     let (mut host_write, to_guest) = host_writes.await.unwrap();
+    // Before the hang-up, which on Windows ends both directions.
+    guest.drained().await;
     host_write.hang_up();
     assert_eq!(guest_reads.await.unwrap(), to_guest, "{lane}: to the guest");
-    guest.drained().await;
     guest.power_off().await;
     assert_eq!(host_reads.await.unwrap(), to_host, "{lane}: to the host");
     let stats = handle.stats();
