@@ -44,7 +44,8 @@
 //! into the `rx_ring`, and krun's RX thread copies that into the guest's buffers. [`Chunks`] reads
 //! and writes without the host's copy. Both rings are bounded in bytes, and neither side waits for
 //! the other while that is at its bytes. A side that finds nothing to do arms a wake and sleeps; the
-//! other pays for a wake only then. There is no timer and no polling, with one exception: the empty
+//! other pays for a wake only then. There is no polling, but where [`Options::busy_poll`] asks for it. Two
+//! waits have a limit: that of the [exit hook](AgentPort::exit_hook) is its caller's; and the empty
 //! descriptor of a guest that breaks virtio's rules is answered after 100 ms, as krun would otherwise
 //! spin.
 //!
@@ -244,6 +245,10 @@ mod trace;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/migration.md")]
 struct Migration;
+
+#[cfg(all(doctest, target_os = "linux", feature = "msb_krun", feature = "guest"))]
+#[doc = include_str!("../README.md")]
+struct Readme;
 
 pub use chunks::{Chunks, ReadChunks, WriteChunks};
 pub use error::Error;

@@ -123,7 +123,8 @@ impl Options {
     /// if that is less) when there are bytes for it, and a stream with nothing to read keeps none.
     /// Whatever the guest sends, also one byte at a time, a direction's chunks take at most its
     /// capacity and four chunks more; twice the capacity while it is
-    /// [quiesced](crate::PortHandle::quiesce). About 200 bytes for each chunk of the capacity come on
+    /// [quiesced](crate::PortHandle::quiesce), or while the host holds what it has read as
+    /// [`Chunks`](crate::Chunks#reading). About 200 bytes for each chunk of the capacity come on
     /// top, and up to 32 MiB of chunks that the process keeps for the next bytes of any stream.
     ///
     /// # Examples

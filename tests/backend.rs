@@ -15,7 +15,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{SMALL, fill, is_would_block, many, pair, pattern, watchdog};
+use common::{SMALL, asleep, fill, is_would_block, many, pair, pattern, watchdog};
 use futures::{SinkExt, StreamExt};
 use rustix::event::Timespec;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -340,14 +340,14 @@ async fn rule_8_an_empty_write_queues_nothing_and_is_no_hot_loop() {
 /// yet.
 fn wait_for_room(backend: AgentConsoleBackend) -> (mpsc::Receiver<()>, thread::JoinHandle<usize>) {
     let (returned, waiting) = mpsc::channel();
-    let krun = thread::spawn(move || {
+    let krun = asleep(move || {
         backend.wait_until_writable();
         returned.send(()).unwrap();
         backend.write(&[1; 1024]).unwrap()
     });
     assert_eq!(
-        waiting.recv_timeout(Duration::from_millis(50)),
-        Err(mpsc::RecvTimeoutError::Timeout),
+        waiting.try_recv(),
+        Err(mpsc::TryRecvError::Empty),
         "there is no room yet"
     );
     (waiting, krun)

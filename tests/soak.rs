@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::{Bytes, BytesMut};
-use common::{SMALL, cancelled_at, many, watchdog};
+use common::{SMALL, cancelled_at, deadline_unless_it_moves, many};
 use futures::{SinkExt, StreamExt};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio_krun::guest::{Guest, GuestPort};
@@ -305,23 +305,20 @@ async fn random_operations_of_hosts_and_guests_lose_nothing() {
     });
     let source = Arc::new(Source::new());
     println!("SOAK_SEED={seed}");
+    let _deadline = deadline_unless_it_moves(format!("the soak with SOAK_SEED={seed}"), {
+        let operations = Arc::clone(&operations);
+        move || operations.done.load(Ordering::Relaxed)
+    });
     let lanes: Vec<_> = (0..4)
         .map(|number| lane(number, seed, Arc::clone(&source), Arc::clone(&operations)))
         .map(tokio::spawn)
         .collect();
-    let run = async {
-        let mut all = (0, 0);
-        for lane in lanes {
-            let (bytes, pauses) = lane.await.unwrap();
-            all = (all.0 + bytes, all.1 + pauses);
-        }
-        all
-    };
-    // The long form takes longer than a hanging test is given.
-    let (bytes, pauses) = match limit {
-        Some(_) => run.await,
-        None => watchdog(run).await,
-    };
+    let (mut bytes, mut pauses) = (0, 0);
+    for lane in lanes {
+        let lane = lane.await.unwrap();
+        bytes += lane.0;
+        pauses += lane.1;
+    }
     let done = operations.done.load(Ordering::Relaxed);
     println!("{done} operations, {bytes} bytes, {pauses} pauses");
 }

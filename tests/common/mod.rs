@@ -3,7 +3,7 @@
 #![allow(dead_code)] // each test file uses its own part
 
 use std::future::{Future, poll_fn};
-use std::io;
+use std::io::{self, Write};
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
@@ -52,15 +52,29 @@ pub(crate) async fn watchdog<F: Future>(test: F) -> F::Output {
 
 /// The same for what is not async, until it is dropped.
 pub(crate) fn deadline() -> mpsc::Sender<()> {
+    let test = thread::current().name().unwrap_or("?").to_owned();
+    deadline_unless_it_moves(format!("the test {test}"), || 0)
+}
+
+/// The same for what takes as long as it takes, and counts in `progress`.
+pub(crate) fn deadline_unless_it_moves(
+    what: String,
+    progress: impl Fn() -> u64 + Send + 'static,
+) -> mpsc::Sender<()> {
     let (done, wait) = mpsc::channel();
     if cfg!(miri) {
         return done; // Miri is slow, and says itself when all threads wait for each other.
     }
-    let test = thread::current().name().unwrap_or("?").to_owned();
     thread::spawn(move || {
-        if wait.recv_timeout(Duration::from_secs(120)) == Err(mpsc::RecvTimeoutError::Timeout) {
-            eprintln!("the test {test} hangs");
-            process::abort();
+        let mut before = progress();
+        while wait.recv_timeout(Duration::from_secs(120)) == Err(mpsc::RecvTimeoutError::Timeout) {
+            let now = progress();
+            if now == before {
+                // Not `eprintln!`: what the test's threads print is kept back for a report that never comes.
+                let _ = writeln!(io::stderr(), "{what} hangs");
+                process::abort();
+            }
+            before = now;
         }
     });
     done

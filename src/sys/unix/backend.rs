@@ -55,8 +55,8 @@ const EMPTY_WRITE: Duration = Duration::from_millis(100);
 ///    host reads no more, everything is accepted, discarded and counted.
 /// 8. `write(&[])` queues nothing. No driver sends an empty descriptor; a guest that does makes krun
 ///    offer the same one again and again, with a look in between whether the port is to stop. So
-///    the answer is `Ok(0)`, but late: ten times a second at most. This is the crate's only timed
-///    wait, and no guest that keeps to virtio meets it.
+///    the answer is `Ok(0)`, but late: ten times a second at most. This is the only timed
+///    wait of krun's threads here, and no guest that keeps to virtio meets it.
 /// 9. `wait_until_writable` sleeps until there is room: half the ring, or less once all of it was
 ///    read.
 /// 10. [`PortHandle::quiesce`](crate::PortHandle::quiesce) lets a waiting `write` through: krun joins
