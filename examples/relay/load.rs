@@ -51,7 +51,7 @@ pub async fn run(address: PathBuf, rounds: usize, stop: oneshot::Sender<()>) -> 
             let served = done.filter(|&done| done > 0);
             last = served.clone().min();
             // So many were let in at once, and each has its turn long before another one has had so many.
-            if rounds >= 20 && served.count() < channel::CLIENTS - STALLING - 1 {
+            if rounds >= 100 && served.count() < channel::CLIENTS - STALLING - 1 {
                 return Err("a client is starved".into());
             }
         }

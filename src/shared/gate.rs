@@ -148,6 +148,23 @@ pub(crate) mod models {
         model
     }
 
+    /// In every order, however often the threads are put off.
+    #[test]
+    fn a_sleeper_is_woken_for_one_item() {
+        loom::model(|| {
+            let shared = Arc::new((Sleep::new(), AtomicUsize::new(0)));
+            let producer = thread::spawn({
+                let shared = Arc::clone(&shared);
+                move || {
+                    shared.1.fetch_add(1, Ordering::Relaxed);
+                    shared.0.notify_if(|| true);
+                }
+            });
+            shared.0.until(|| take(&shared.1));
+            producer.join().unwrap();
+        });
+    }
+
     #[test]
     fn a_sleeper_is_woken_for_each_of_two_items() {
         bounded(4).check(|| {

@@ -141,8 +141,32 @@ fn a_write_that_meets_the_readers_end_is_accounted_for() {
     });
 }
 
-/// Ring, wanted room and gate together, as krun's TX thread and the host use them: the writer
-/// sleeps on a full ring, and the reader signals only when that is worth it.
+/// Ring, wanted room and gate together with one byte, in every order, however often the threads are put off.
+#[test]
+fn a_writer_that_sleeps_on_one_byte_is_woken() {
+    loom::model(|| {
+        let shared = Arc::new((Ring::new(1, 1), Sleep::new()));
+        write(&shared.0, &[1]).unwrap();
+        let writer = thread::spawn({
+            let shared = Arc::clone(&shared);
+            move || {
+                let (ring, room) = &*shared;
+                if write(ring, &[2]) == Err(Refused::Full) {
+                    room.until(|| ring.has_wanted_room().then_some(()));
+                    assert_eq!(write(ring, &[2]), Ok(1));
+                }
+            }
+        });
+        let (ring, room) = &*shared;
+        assert_eq!(ring.read(1, |part| assert_eq!(part, [1])), Some(1));
+        room.notify_if(|| ring.is_worth_a_wake());
+        writer.join().unwrap();
+        assert_eq!(ring.read(1, |part| assert_eq!(part, [2])), Some(1));
+    });
+}
+
+/// The same as krun's TX thread and the host use them: the writer sleeps on a full ring of two chunks,
+/// and the reader signals only when that is worth it.
 #[test]
 fn a_writer_that_sleeps_on_a_full_ring_is_woken() {
     bounded(2).check(|| {
