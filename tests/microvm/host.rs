@@ -11,6 +11,7 @@ mod pattern;
 mod protocols;
 mod scenarios;
 mod soak;
+mod virtio_port;
 mod vm;
 
 use std::env;
@@ -46,9 +47,15 @@ pub(crate) fn main() -> ExitCode {
 }
 
 fn tests() -> impl Iterator<Item = &'static (&'static str, scenarios::Scenario)> {
-    [scenarios::ALL, ends::ALL, protocols::ALL, soak::ALL]
-        .into_iter()
-        .flatten()
+    [
+        scenarios::ALL,
+        ends::ALL,
+        virtio_port::ALL,
+        protocols::ALL,
+        soak::ALL,
+    ]
+    .into_iter()
+    .flatten()
 }
 
 /// Runs one test in a process that its VM may end.

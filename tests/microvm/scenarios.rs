@@ -21,7 +21,7 @@ use super::vm::{Calls, Vm};
 pub(crate) type Scenario = fn() -> Pin<Box<dyn Future<Output = ()>>>;
 
 pub(crate) const ALL: &[(&str, Scenario)] = &[
-    ("greeting_and_echo", || Box::pin(greeting_and_echo())),
+    ("greeting_and_echo", || Box::pin(echo("echo"))),
     ("frames_of_1_byte_to_1_mib", || Box::pin(frames())),
     ("traffic_of_64_mib_each_way_at_once", || Box::pin(traffic())),
     ("bytes_sent_before_the_guest_opens_arrive", || {
@@ -53,9 +53,10 @@ pub(crate) fn generate(seed: u64, length: usize) -> Vec<u8> {
     bytes
 }
 
-async fn greeting_and_echo() {
+/// The agent greets, and sends back what comes.
+pub(crate) async fn echo(scenario: &str) {
     let (mut stream, port) = AgentStream::new().unwrap();
-    let mut vm = Vm::boot("echo", port);
+    let mut vm = Vm::boot(scenario, port);
     let mut greeting = [0; 21];
     stream.read_exact(&mut greeting).await.unwrap();
     assert_eq!(&greeting, b"hello from the guest\n");

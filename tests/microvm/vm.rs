@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::RawFd;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -57,6 +57,8 @@ pub(crate) struct Calls {
     moved: Notify,
     /// A wait for room has begun.
     pub(crate) tx_waits: Notify,
+    /// krun's TX thread dawdles before each write.
+    pub(crate) slow: AtomicBool,
     /// The number of krun's TX thread, once it has written.
     pub(crate) tx_thread: AtomicU32,
 }
@@ -169,6 +171,9 @@ impl ConsolePortBackend for Counted {
             .get()
             .unsigned_abs();
         self.calls.tx_thread.store(this, Ordering::Relaxed);
+        if self.calls.slow.load(Ordering::Relaxed) {
+            thread::sleep(Duration::from_millis(100));
+        }
         self.calls.writes.fetch_add(1, Ordering::Relaxed);
         let written = self.backend.write(buf)?;
         self.calls
