@@ -43,7 +43,10 @@ pub(crate) const ALL: &[(&str, Scenario)] = &[
         Box::pin(pause_and_resume())
     }),
     ("four_ports_at_once", || Box::pin(four_ports())),
+    (AGENT_FAILS, || Box::pin(agent_fails())),
 ];
+
+pub(crate) const AGENT_FAILS: &str = "an_agent_that_fails_fails_its_test";
 
 pub(crate) const MIB: usize = 1024 * 1024;
 
@@ -349,5 +352,13 @@ async fn four_ports() {
     for task in tasks.collect::<Vec<_>>() {
         task.await.unwrap();
     }
+    vm.ended().await;
+}
+
+/// All is well here: that the agent has failed stands in its log only (`host.rs` expects to be told).
+async fn agent_fails() {
+    let (stream, port) = AgentStream::new().unwrap();
+    let mut vm = Vm::boot("fail", port);
+    drop(stream);
     vm.ended().await;
 }

@@ -50,6 +50,7 @@ pub fn play(name: &str, log: &mut Log) -> io::Result<()> {
         "appear" => run(virtio_port::appear()),
         "tries" => run(virtio_port::tries()),
         "writer" => run(protocols::writer(log)),
+        "fail" => Err(io::Error::other("as it was asked to")),
         _ => Err(io::Error::new(
             io::ErrorKind::InvalidInput,
             "no such scenario",
