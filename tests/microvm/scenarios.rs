@@ -21,7 +21,7 @@ use super::vm::{Calls, Vm};
 pub(crate) type Scenario = fn() -> Pin<Box<dyn Future<Output = ()>>>;
 
 pub(crate) const ALL: &[(&str, Scenario)] = &[
-    ("greeting_and_echo", || Box::pin(greeting_and_echo())),
+    ("greeting_and_echo", || Box::pin(echo("echo"))),
     ("frames_of_1_byte_to_1_mib", || Box::pin(frames())),
     ("traffic_of_64_mib_each_way_at_once", || Box::pin(traffic())),
     ("bytes_sent_before_the_guest_opens_arrive", || {
@@ -43,7 +43,10 @@ pub(crate) const ALL: &[(&str, Scenario)] = &[
         Box::pin(pause_and_resume())
     }),
     ("four_ports_at_once", || Box::pin(four_ports())),
+    (AGENT_FAILS, || Box::pin(agent_fails())),
 ];
+
+pub(crate) const AGENT_FAILS: &str = "an_agent_that_fails_fails_its_test";
 
 pub(crate) const MIB: usize = 1024 * 1024;
 
@@ -53,9 +56,10 @@ pub(crate) fn generate(seed: u64, length: usize) -> Vec<u8> {
     bytes
 }
 
-async fn greeting_and_echo() {
+/// The agent greets, and sends back what comes.
+pub(crate) async fn echo(scenario: &str) {
     let (mut stream, port) = AgentStream::new().unwrap();
-    let mut vm = Vm::boot("echo", port);
+    let mut vm = Vm::boot(scenario, port);
     let mut greeting = [0; 21];
     stream.read_exact(&mut greeting).await.unwrap();
     assert_eq!(&greeting, b"hello from the guest\n");
@@ -348,5 +352,13 @@ async fn four_ports() {
     for task in tasks.collect::<Vec<_>>() {
         task.await.unwrap();
     }
+    vm.ended().await;
+}
+
+/// All is well here: that the agent has failed stands in its log only (`host.rs` expects to be told).
+async fn agent_fails() {
+    let (stream, port) = AgentStream::new().unwrap();
+    let mut vm = Vm::boot("fail", port);
+    drop(stream);
     vm.ended().await;
 }

@@ -11,6 +11,7 @@ mod port;
 mod protocols;
 mod remote;
 mod scenario;
+mod virtio_port;
 
 use std::fmt::Display;
 use std::fs::{File, OpenOptions};

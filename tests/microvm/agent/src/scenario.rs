@@ -17,6 +17,7 @@ use crate::pattern::{FROM_GUEST, FROM_HOST, Pattern};
 use crate::port::{AGENT, Port, end_of_file};
 use crate::protocols;
 use crate::remote::remote;
+use crate::virtio_port;
 
 /// The most that Linux takes of one `write` to a port.
 pub const CHUNK: usize = 32 * 1024;
@@ -46,7 +47,10 @@ pub fn play(name: &str, log: &mut Log) -> io::Result<()> {
         "cbor" => run(protocols::cbor()),
         "grpc" => run(protocols::grpc()),
         "mux" => run(protocols::mux()),
+        "appear" => run(virtio_port::appear()),
+        "tries" => run(virtio_port::tries()),
         "writer" => run(protocols::writer(log)),
+        "fail" => Err(io::Error::other("as it was asked to")),
         _ => Err(io::Error::new(
             io::ErrorKind::InvalidInput,
             "no such scenario",
@@ -56,7 +60,10 @@ pub fn play(name: &str, log: &mut Log) -> io::Result<()> {
 
 /// Greets, then sends back what it reads, until the host hangs up.
 async fn echo() -> io::Result<()> {
-    let mut port = VirtioPort::open(AGENT).await?;
+    greet_and_echo(VirtioPort::open(AGENT).await?).await
+}
+
+pub async fn greet_and_echo(mut port: VirtioPort) -> io::Result<()> {
     port.write_all(b"hello from the guest\n").await?;
     echo_until_hang_up(port).await
 }
