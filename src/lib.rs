@@ -228,6 +228,8 @@ mod error;
 pub mod guest;
 mod host;
 mod methods;
+#[cfg(all(test, tokio_krun_loom))]
+mod models;
 mod options;
 mod port;
 mod shared;

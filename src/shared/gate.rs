@@ -78,9 +78,9 @@ impl Gate {
 pub(crate) mod models {
     use loom::sync::Arc;
     use loom::sync::atomic::AtomicUsize;
-    use loom::thread;
 
     use super::*;
+    use crate::models::{bounded, spawn};
     use crate::sync::Count;
 
     /// A gate and the signal that its sleepers wait for. Signals are numbered, and a sleeper is
@@ -141,24 +141,14 @@ pub(crate) mod models {
             .map(drop)
     }
 
-    /// A model in which no thread is put off more often than `preemptions` times.
-    pub(crate) fn bounded(preemptions: usize) -> loom::model::Builder {
-        let mut model = loom::model::Builder::new();
-        model.preemption_bound = Some(preemptions);
-        model
-    }
-
     /// In every order, however often the threads are put off.
     #[test]
     fn a_sleeper_is_woken_for_one_item() {
         loom::model(|| {
             let shared = Arc::new((Sleep::new(), AtomicUsize::new(0)));
-            let producer = thread::spawn({
-                let shared = Arc::clone(&shared);
-                move || {
-                    shared.1.fetch_add(1, Ordering::Relaxed);
-                    shared.0.notify_if(|| true);
-                }
+            let producer = spawn(&shared, |shared| {
+                shared.1.fetch_add(1, Ordering::Relaxed);
+                shared.0.notify_if(|| true);
             });
             shared.0.until(|| take(&shared.1));
             producer.join().unwrap();
@@ -169,13 +159,10 @@ pub(crate) mod models {
     fn a_sleeper_is_woken_for_each_of_two_items() {
         bounded(4).check(|| {
             let shared = Arc::new((Sleep::new(), AtomicUsize::new(0)));
-            let producer = thread::spawn({
-                let shared = Arc::clone(&shared);
-                move || {
-                    for _ in 0..2 {
-                        shared.1.fetch_add(1, Ordering::Relaxed);
-                        shared.0.notify_if(|| true);
-                    }
+            let producer = spawn(&shared, |shared| {
+                for _ in 0..2 {
+                    shared.1.fetch_add(1, Ordering::Relaxed);
+                    shared.0.notify_if(|| true);
                 }
             });
             for _ in 0..2 {
@@ -190,8 +177,7 @@ pub(crate) mod models {
         bounded(3).check(|| {
             let shared = Arc::new((Sleep::new(), AtomicUsize::new(0)));
             let producers = [(); 2].map(|()| {
-                let shared = Arc::clone(&shared);
-                thread::spawn(move || {
+                spawn(&shared, |shared| {
                     shared.1.fetch_add(1, Ordering::Relaxed);
                     shared.0.notify_if(|| true);
                 })
@@ -209,10 +195,8 @@ pub(crate) mod models {
     fn each_of_two_sleepers_is_woken() {
         bounded(3).check(|| {
             let shared = Arc::new((Sleep::new(), AtomicUsize::new(0)));
-            let sleepers = [(); 2].map(|()| {
-                let shared = Arc::clone(&shared);
-                thread::spawn(move || shared.0.until(|| take(&shared.1)))
-            });
+            let sleepers =
+                [(); 2].map(|()| spawn(&shared, |shared| shared.0.until(|| take(&shared.1))));
             for _ in 0..2 {
                 shared.1.fetch_add(1, Ordering::Relaxed);
                 shared.0.notify_if(|| true);
@@ -231,19 +215,13 @@ pub(crate) mod models {
             let both = |shared: &(Sleep, AtomicUsize, AtomicUsize)| {
                 shared.1.load(Ordering::Relaxed) == 1 && shared.2.load(Ordering::Relaxed) == 1
             };
-            let first = thread::spawn({
-                let shared = Arc::clone(&shared);
-                move || {
-                    shared.1.store(1, Ordering::Relaxed);
-                    shared.0.notify_if(|| both(&shared));
-                }
+            let first = spawn(&shared, move |shared| {
+                shared.1.store(1, Ordering::Relaxed);
+                shared.0.notify_if(|| both(shared));
             });
-            let second = thread::spawn({
-                let shared = Arc::clone(&shared);
-                move || {
-                    shared.2.store(1, Ordering::Relaxed);
-                    shared.0.notify_if(|| both(&shared));
-                }
+            let second = spawn(&shared, move |shared| {
+                shared.2.store(1, Ordering::Relaxed);
+                shared.0.notify_if(|| both(shared));
             });
             shared.0.until(|| both(&shared).then_some(()));
             first.join().unwrap();

@@ -9,10 +9,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use loom::thread;
 
-use super::gate::models::bounded;
 use super::*;
+use crate::models::{bounded, spawn};
 use crate::sync::Kept;
 
 /// Rings of so many bytes, in chunks of an eighth of that.
@@ -42,12 +41,9 @@ fn host_writes(shared: &ConsoleSharedState, bytes: &[u8]) {
 fn a_hang_up_comes_after_the_last_byte() {
     bounded(3).check(|| {
         let shared = ends(4);
-        let host = thread::spawn({
-            let shared = Arc::clone(&shared);
-            move || {
-                host_writes(&shared, &[1]);
-                shared.host_hang_up();
-            }
+        let host = spawn(&shared, |shared| {
+            host_writes(shared, &[1]);
+            shared.host_hang_up();
         });
         let mut received = Vec::new();
         let mut buffer = [0; 4];
@@ -69,12 +65,9 @@ fn a_hang_up_comes_after_the_last_byte() {
 fn a_guests_end_comes_after_its_last_byte() {
     bounded(3).check(|| {
         let shared = ends(4);
-        let guest = thread::spawn({
-            let shared = Arc::clone(&shared);
-            move || {
-                assert_eq!(shared.guest_write(&[1]), Some(1));
-                shared.guest_end();
-            }
+        let guest = spawn(&shared, |shared| {
+            assert_eq!(shared.guest_write(&[1]), Some(1));
+            shared.guest_end();
         });
         let mut received = Vec::new();
         loop {
@@ -99,12 +92,9 @@ fn who_waits_for_the_guest_to_read_is_woken() {
     bounded(3).check(|| {
         let shared = ends(4);
         host_writes(&shared, &[1, 2]);
-        let guest = thread::spawn({
-            let shared = Arc::clone(&shared);
-            move || {
-                assert_eq!(shared.guest_read(&mut [0]), Some(1));
-                assert_eq!(shared.guest_read(&mut [0]), Some(1));
-            }
+        let guest = spawn(&shared, |shared| {
+            assert_eq!(shared.guest_read(&mut [0]), Some(1));
+            assert_eq!(shared.guest_read(&mut [0]), Some(1));
         });
         assert!(drained(&shared, 2));
         guest.join().unwrap();
@@ -117,16 +107,12 @@ fn who_waits_for_the_guest_to_read_less_is_woken() {
     bounded(2).check(|| {
         let shared = ends(4);
         host_writes(&shared, &[1, 2]);
-        let host = thread::spawn({
-            let shared = Arc::clone(&shared);
-            move || {
-                shared.host_waits_for_drain();
-                let _ = shared.host_is_drained(2);
-            }
+        let host = spawn(&shared, |shared| {
+            shared.host_waits_for_drain();
+            let _ = shared.host_is_drained(2);
         });
-        let guest = thread::spawn({
-            let shared = Arc::clone(&shared);
-            move || assert_eq!(shared.guest_read(&mut [0]), Some(1))
+        let guest = spawn(&shared, |shared| {
+            assert_eq!(shared.guest_read(&mut [0]), Some(1))
         });
         assert!(drained(&shared, 1));
         host.join().unwrap();
@@ -140,16 +126,10 @@ fn two_who_wait_for_the_guest_to_read_are_both_woken() {
     bounded(2).check(|| {
         let shared = ends(4);
         host_writes(&shared, &[1, 2]);
-        let host = thread::spawn({
-            let shared = Arc::clone(&shared);
-            move || assert!(drained(&shared, 1))
-        });
-        let guest = thread::spawn({
-            let shared = Arc::clone(&shared);
-            move || {
-                assert_eq!(shared.guest_read(&mut [0]), Some(1));
-                assert_eq!(shared.guest_read(&mut [0]), Some(1));
-            }
+        let host = spawn(&shared, |shared| assert!(drained(shared, 1)));
+        let guest = spawn(&shared, |shared| {
+            assert_eq!(shared.guest_read(&mut [0]), Some(1));
+            assert_eq!(shared.guest_read(&mut [0]), Some(1));
         });
         assert!(drained(&shared, 2));
         host.join().unwrap();
@@ -162,10 +142,7 @@ fn who_waits_for_a_guest_that_goes_is_told() {
     bounded(3).check(|| {
         let shared = ends(4);
         host_writes(&shared, &[1]);
-        let guest = thread::spawn({
-            let shared = Arc::clone(&shared);
-            move || shared.guest_end()
-        });
+        let guest = spawn(&shared, |shared| shared.guest_end());
         assert!(!drained(&shared, 1));
         guest.join().unwrap();
     });
@@ -177,15 +154,9 @@ fn what_a_writer_discards_was_not_taken() {
     bounded(3).check(|| {
         let shared = ends(4);
         host_writes(&shared, &[1]);
-        let guest = thread::spawn({
-            let shared = Arc::clone(&shared);
-            move || shared.guest_end()
-        });
-        let host = thread::spawn({
-            let shared = Arc::clone(&shared);
-            move || {
-                let _ = shared.host_write(&[IoSlice::new(&[2])]);
-            }
+        let guest = spawn(&shared, |shared| shared.guest_end());
+        let host = spawn(&shared, |shared| {
+            let _ = shared.host_write(&[IoSlice::new(&[2])]);
         });
         assert!(!drained(&shared, 1));
         guest.join().unwrap();
@@ -212,10 +183,7 @@ fn a_host_that_meets_a_refused_write_is_woken() {
         // Chunks of two bytes, so that the first write leaves one open.
         let shared = ends(16);
         assert_eq!(shared.guest_write(&[1]), Some(1));
-        let guest = thread::spawn({
-            let shared = Arc::clone(&shared);
-            move || shared.guest_write(&[2; 16])
-        });
+        let guest = spawn(&shared, |shared| shared.guest_write(&[2; 16]));
         let tx_data = &shared.tx_data;
         let read = until(tx_data, || tx_data.arm(), || shared.host_read(1, |_| {}));
         assert_eq!(read.unwrap(), 1);
@@ -228,10 +196,7 @@ fn quiescing_lets_a_waiting_guest_through() {
     bounded(3).check(|| {
         let shared = ends(2);
         assert_eq!(shared.guest_write(&[1, 2]), Some(2));
-        let guest = thread::spawn({
-            let shared = Arc::clone(&shared);
-            move || assert_eq!(guest_writes(&shared, &[3]), 1)
-        });
+        let guest = spawn(&shared, |shared| assert_eq!(guest_writes(shared, &[3]), 1));
         shared.set_quiesced(true);
         guest.join().unwrap();
     });
@@ -242,10 +207,7 @@ fn a_host_that_goes_lets_a_waiting_guest_through() {
     bounded(3).check(|| {
         let shared = ends(2);
         assert_eq!(shared.guest_write(&[1, 2]), Some(2));
-        let guest = thread::spawn({
-            let shared = Arc::clone(&shared);
-            move || assert_eq!(guest_writes(&shared, &[3]), 1)
-        });
+        let guest = spawn(&shared, |shared| assert_eq!(guest_writes(shared, &[3]), 1));
         shared.host_stop_reading();
         guest.join().unwrap();
         // Whatever the order, nothing is left, and each byte is accounted for.
@@ -261,9 +223,8 @@ fn a_host_that_goes_with_a_chunk_in_its_hands_lets_a_waiting_guest_through() {
         let shared = ends(2);
         assert_eq!(shared.guest_write(&[1, 2]), Some(2));
         let held = Kept::new(shared.host_read_bytes().unwrap().unwrap());
-        let guest = thread::spawn({
-            let shared = Arc::clone(&shared);
-            move || assert_eq!(guest_writes(&shared, &[3, 4]), 2)
+        let guest = spawn(&shared, |shared| {
+            assert_eq!(guest_writes(shared, &[3, 4]), 2)
         });
         shared.host_stop_reading();
         guest.join().unwrap();
@@ -278,10 +239,7 @@ fn a_waiting_guest_is_woken_by_the_read_that_leaves_nothing() {
         let shared = ends(4);
         assert_eq!(shared.guest_write(&[1, 2, 3, 4]), Some(4));
         let held = Kept::new([(); 3].map(|()| shared.host_read_bytes().unwrap().unwrap()));
-        let guest = thread::spawn({
-            let shared = Arc::clone(&shared);
-            move || assert_eq!(guest_writes(&shared, &[5]), 1)
-        });
+        let guest = spawn(&shared, |shared| assert_eq!(guest_writes(shared, &[5]), 1));
         assert_eq!(shared.host_read(1, |_| {}).unwrap().unwrap(), 1);
         guest.join().unwrap();
         drop(held);
@@ -294,10 +252,7 @@ fn a_waiting_guest_is_woken_once_half_the_ring_is_free() {
     bounded(3).check(|| {
         let shared = ends(4);
         assert_eq!(shared.guest_write(&[1, 2, 3, 4]), Some(4));
-        let guest = thread::spawn({
-            let shared = Arc::clone(&shared);
-            move || assert_eq!(guest_writes(&shared, &[5]), 1)
-        });
+        let guest = spawn(&shared, |shared| assert_eq!(guest_writes(shared, &[5]), 1));
         assert_eq!(shared.host_read(2, |_| {}).unwrap().unwrap(), 2);
         guest.join().unwrap();
     });
@@ -311,9 +266,8 @@ fn guest_waits_for_what_is_held(take: fn(&Arc<ConsoleSharedState>) -> Bytes) {
         let held = Kept::new(take(&shared));
         assert_eq!(*held, [1][..]);
         assert_eq!(shared.host_read(1, |_| {}).unwrap().unwrap(), 1);
-        let guest = thread::spawn({
-            let shared = Arc::clone(&shared);
-            move || assert_eq!(guest_writes(&shared, &[3, 4]), 2)
+        let guest = spawn(&shared, |shared| {
+            assert_eq!(guest_writes(shared, &[3, 4]), 2)
         });
         drop(held);
         guest.join().unwrap();
@@ -347,9 +301,8 @@ fn a_waiting_host_is_woken_by_a_read() {
     bounded(3).check(|| {
         let shared = ends(2);
         host_writes(&shared, &[1, 2]);
-        let guest = thread::spawn({
-            let shared = Arc::clone(&shared);
-            move || assert_eq!(shared.guest_read(&mut [0]), Some(1))
+        let guest = spawn(&shared, |shared| {
+            assert_eq!(shared.guest_read(&mut [0]), Some(1))
         });
         assert_eq!(host_waits_to_write(&shared).unwrap(), 1);
         guest.join().unwrap();
@@ -361,10 +314,7 @@ fn a_guest_that_goes_lets_a_waiting_host_through() {
     bounded(3).check(|| {
         let shared = ends(2);
         host_writes(&shared, &[1, 2]);
-        let guest = thread::spawn({
-            let shared = Arc::clone(&shared);
-            move || shared.guest_end()
-        });
+        let guest = spawn(&shared, |shared| shared.guest_end());
         // A write may still have met the room that the sweep made, and is discarded.
         match host_waits_to_write(&shared) {
             Ok(written) => assert_eq!(written, 1),
@@ -379,10 +329,7 @@ fn a_waiting_host_learns_that_there_is_no_more_room(end: fn(&ConsoleSharedState)
     bounded(3).check(move || {
         let shared = ends(2);
         host_writes(&shared, &[1, 2]);
-        let other = thread::spawn({
-            let shared = Arc::clone(&shared);
-            move || end(&shared)
-        });
+        let other = spawn(&shared, end);
         let rx_room = &shared.rx_room;
         let look = || shared.host_is_writable();
         assert!(!until(rx_room, || rx_room.arm(), look));
@@ -407,10 +354,7 @@ fn a_guest_that_meets_a_shut_down_is_woken() {
         // Chunks of two bytes, so that the write leaves one open.
         let shared = ends(16);
         host_writes(&shared, &[1]);
-        let host = thread::spawn({
-            let shared = Arc::clone(&shared);
-            move || shared.host_shut_down()
-        });
+        let host = spawn(&shared, |shared| shared.host_shut_down());
         let rx_data = &shared.rx_data;
         let look = || shared.guest_read(&mut [0]);
         assert_eq!(until(rx_data, || rx_data.arm(), look), 1);
@@ -424,9 +368,8 @@ fn an_end_where_bytes_were_lost_is_never_a_clean_one() {
     bounded(3).check(|| {
         let shared = ends(1);
         shared.set_quiesced(true);
-        let guest = thread::spawn({
-            let shared = Arc::clone(&shared);
-            move || assert_eq!(shared.guest_write(&[1, 2, 3]), Some(3))
+        let guest = spawn(&shared, |shared| {
+            assert_eq!(shared.guest_write(&[1, 2, 3]), Some(3))
         });
         let tx_data = &shared.tx_data;
         let mut received = Vec::new();
@@ -452,13 +395,10 @@ fn a_host_that_meets_a_refused_fill_is_woken() {
         let shared = ends(9);
         assert_eq!(shared.guest_write(&[1; 9]), Some(9));
         let held = Kept::new([(); 4].map(|()| shared.host_read_bytes().unwrap().unwrap()));
-        let guest = thread::spawn({
-            let shared = Arc::clone(&shared);
-            move || {
-                shared
-                    .guest_write_from(|_| Ok(0), &mut Vec::new())
-                    .is_some()
-            }
+        let guest = spawn(&shared, |shared| {
+            shared
+                .guest_write_from(|_| Ok(0), &mut Vec::new())
+                .is_some()
         });
         let tx_data = &shared.tx_data;
         let read = until(tx_data, || tx_data.arm(), || shared.host_read(1, |_| {}));
@@ -473,12 +413,9 @@ fn a_host_that_meets_a_refused_fill_is_woken() {
 fn a_guest_that_goes_was_there() {
     loom::model(|| {
         let shared = ends(4);
-        let guest = thread::spawn({
-            let shared = Arc::clone(&shared);
-            move || {
-                shared.guest_calls();
-                shared.guest_end();
-            }
+        let guest = spawn(&shared, |shared| {
+            shared.guest_calls();
+            shared.guest_end();
         });
         assert_ne!(shared.host_sees_guest(), Some(false));
         guest.join().unwrap();
@@ -489,10 +426,7 @@ fn a_guest_that_goes_was_there() {
 fn who_waits_for_the_guest_to_open_is_woken() {
     loom::model(|| {
         let shared = ends(4);
-        let guest = thread::spawn({
-            let shared = Arc::clone(&shared);
-            move || shared.guest_calls()
-        });
+        let guest = spawn(&shared, |shared| shared.guest_calls());
         let tx_data = &shared.tx_data;
         assert!(until(
             tx_data,

@@ -76,7 +76,7 @@ mod models {
     use loom::thread;
 
     use super::*;
-    use crate::shared::gate::models::bounded;
+    use crate::models::bounded;
 
     /// Two rings take storage, fill it and give it back; each also gives back what it never used. None
     /// is out twice or shows old bytes, and no more than allowed is kept.

@@ -6,7 +6,8 @@ use loom::sync::Arc;
 use loom::thread;
 
 use super::*;
-use crate::shared::gate::models::{Sleep, bounded};
+use crate::models::{bounded, spawn};
+use crate::shared::gate::models::Sleep;
 
 fn write(ring: &Ring, bytes: &[u8]) -> Result<usize, Refused> {
     ring.write(&[IoSlice::new(bytes)], Admit::Whole)
@@ -31,13 +32,10 @@ fn read_to_end(ring: &Ring, limit: usize) -> Vec<u8> {
 fn bytes_come_out_in_order_and_then_the_end() {
     bounded(3).check(|| {
         let ring = Arc::new(Ring::new(8, 2));
-        let writer = thread::spawn({
-            let ring = Arc::clone(&ring);
-            move || {
-                assert_eq!(write(&ring, &[1]), Ok(1));
-                assert_eq!(write(&ring, &[2, 3]), Ok(2));
-                ring.close();
-            }
+        let writer = spawn(&ring, |ring| {
+            assert_eq!(write(ring, &[1]), Ok(1));
+            assert_eq!(write(ring, &[2, 3]), Ok(2));
+            ring.close();
         });
         assert_eq!(read_to_end(&ring, 8), [1, 2, 3]);
         writer.join().unwrap();
@@ -48,21 +46,17 @@ fn bytes_come_out_in_order_and_then_the_end() {
 fn a_full_ring_takes_more_only_after_a_read() {
     bounded(3).check(|| {
         let shared = Arc::new((Ring::new(2, 1), AtomicBool::new(false)));
-        let writer = thread::spawn({
-            let shared = Arc::clone(&shared);
-            move || {
-                let (ring, reading) = &*shared;
-                assert_eq!(write(ring, &[1, 2]), Ok(2));
-                let mut written = write(ring, &[3]);
-                while written == Err(Refused::Full) {
-                    thread::yield_now();
-                    written = write(ring, &[3]);
-                }
-                assert_eq!(written, Ok(1));
-                // Whoever finds the room that a read has made also sees what was before the read.
-                assert!(reading.load(Ordering::Relaxed), "there was no room");
-                ring.close();
+        let writer = spawn(&shared, |(ring, reading)| {
+            assert_eq!(write(ring, &[1, 2]), Ok(2));
+            let mut written = write(ring, &[3]);
+            while written == Err(Refused::Full) {
+                thread::yield_now();
+                written = write(ring, &[3]);
             }
+            assert_eq!(written, Ok(1));
+            // Whoever finds the room that a read has made also sees what was before the read.
+            assert!(reading.load(Ordering::Relaxed), "there was no room");
+            ring.close();
         });
         let (ring, reading) = &*shared;
         reading.store(true, Ordering::Relaxed);
@@ -77,14 +71,10 @@ fn a_full_ring_takes_more_only_after_a_read() {
 fn a_reader_that_meets_a_writer_at_the_open_chunk_is_woken() {
     bounded(3).check(|| {
         let shared = Arc::new((Ring::new(4, 2), Sleep::new()));
-        let writer = thread::spawn({
-            let shared = Arc::clone(&shared);
-            move || {
-                let (ring, data) = &*shared;
-                for bytes in [&[1][..], &[2, 3], &[0; 4]] {
-                    let _ = write(ring, bytes);
-                    data.notify_after_fence();
-                }
+        let writer = spawn(&shared, |(ring, data)| {
+            for bytes in [&[1][..], &[2, 3], &[0; 4]] {
+                let _ = write(ring, bytes);
+                data.notify_after_fence();
             }
         });
         let (ring, data) = &*shared;
@@ -103,14 +93,10 @@ fn a_reader_that_meets_a_refused_write_is_woken() {
     loom::model(|| {
         let shared = Arc::new((Ring::new(2, 2), Sleep::new()));
         write(&shared.0, &[1]).unwrap();
-        let writer = thread::spawn({
-            let shared = Arc::clone(&shared);
-            move || {
-                let (ring, data) = &*shared;
-                let refused = write(ring, &[2, 3]);
-                data.notify_after_fence();
-                refused
-            }
+        let writer = spawn(&shared, |(ring, data)| {
+            let refused = write(ring, &[2, 3]);
+            data.notify_after_fence();
+            refused
         });
         let (ring, data) = &*shared;
         assert!(data.until(|| ring.read(2, |_| {})) > 0);
@@ -123,10 +109,7 @@ fn a_reader_that_meets_a_refused_write_is_woken() {
 fn a_write_that_meets_the_readers_end_is_accounted_for() {
     loom::model(|| {
         let ring = Arc::new(Ring::new(4, 2));
-        let writer = thread::spawn({
-            let ring = Arc::clone(&ring);
-            move || write(&ring, &[1, 2, 3])
-        });
+        let writer = spawn(&ring, |ring| write(ring, &[1, 2, 3]));
         ring.abandon();
         match writer.join().unwrap() {
             Ok(written) => {
@@ -148,14 +131,10 @@ fn a_writer_that_sleeps_on_one_byte_is_woken() {
     loom::model(|| {
         let shared = Arc::new((Ring::new(1, 1), Sleep::new()));
         write(&shared.0, &[1]).unwrap();
-        let writer = thread::spawn({
-            let shared = Arc::clone(&shared);
-            move || {
-                let (ring, room) = &*shared;
-                if write(ring, &[2]) == Err(Refused::Full) {
-                    room.until(|| ring.has_wanted_room().then_some(()));
-                    assert_eq!(write(ring, &[2]), Ok(1));
-                }
+        let writer = spawn(&shared, |(ring, room)| {
+            if write(ring, &[2]) == Err(Refused::Full) {
+                room.until(|| ring.has_wanted_room().then_some(()));
+                assert_eq!(write(ring, &[2]), Ok(1));
             }
         });
         let (ring, room) = &*shared;
@@ -173,14 +152,10 @@ fn a_writer_that_sleeps_on_a_full_ring_is_woken() {
     bounded(2).check(|| {
         let shared = Arc::new((Ring::new(2, 1), Sleep::new()));
         write(&shared.0, &[1, 2]).unwrap();
-        let writer = thread::spawn({
-            let shared = Arc::clone(&shared);
-            move || {
-                let (ring, room) = &*shared;
-                if write(ring, &[3, 4]) == Err(Refused::Full) {
-                    room.until(|| ring.has_wanted_room().then_some(()));
-                    assert_eq!(write(ring, &[3, 4]), Ok(2));
-                }
+        let writer = spawn(&shared, |(ring, room)| {
+            if write(ring, &[3, 4]) == Err(Refused::Full) {
+                room.until(|| ring.has_wanted_room().then_some(()));
+                assert_eq!(write(ring, &[3, 4]), Ok(2));
             }
         });
         let (ring, room) = &*shared;
@@ -206,23 +181,15 @@ fn a_writer_is_woken_by_a_chunk_that_is_given_back() {
             .read_bytes(|bytes, _| bytes::Bytes::from(bytes), |bytes| bytes)
             .unwrap();
         assert_eq!(handle, [1][..]);
-        let writer = thread::spawn({
-            let shared = Arc::clone(&shared);
-            move || {
-                let (ring, room) = &*shared;
-                if write(ring, &[3, 4]) == Err(Refused::Full) {
-                    room.until(|| ring.has_wanted_room().then_some(()));
-                    assert_eq!(write(ring, &[3, 4]), Ok(2));
-                }
+        let writer = spawn(&shared, |(ring, room)| {
+            if write(ring, &[3, 4]) == Err(Refused::Full) {
+                room.until(|| ring.has_wanted_room().then_some(()));
+                assert_eq!(write(ring, &[3, 4]), Ok(2));
             }
         });
-        let holder = thread::spawn({
-            let shared = Arc::clone(&shared);
-            move || {
-                let (ring, room) = &*shared;
-                ring.release(handle.len());
-                room.notify_if(|| ring.is_worth_a_wake());
-            }
+        let holder = spawn(&shared, move |(ring, room)| {
+            ring.release(handle.len());
+            room.notify_if(|| ring.is_worth_a_wake());
         });
         let (ring, room) = &*shared;
         assert_eq!(ring.read(1, |part| assert_eq!(part, [2])), Some(1));
@@ -243,10 +210,7 @@ fn assert_counts(ring: &Ring) {
 fn what_is_read_was_counted_as_written() {
     bounded(3).check(|| {
         let ring = Arc::new(Ring::new(2, 1));
-        let writer = thread::spawn({
-            let ring = Arc::clone(&ring);
-            move || assert_eq!(write(&ring, &[1, 2]), Ok(2))
-        });
+        let writer = spawn(&ring, |ring| assert_eq!(write(ring, &[1, 2]), Ok(2)));
         for _ in 0..2 {
             ring.read(1, |_| {});
             assert_counts(&ring);
@@ -260,18 +224,12 @@ fn what_is_read_was_counted_as_written() {
 fn no_more_is_seen_to_be_read_than_written() {
     bounded(2).check(|| {
         let ring = Arc::new(Ring::new(2, 1));
-        let reader = thread::spawn({
-            let ring = Arc::clone(&ring);
-            move || {
-                for _ in 0..2 {
-                    ring.read(1, |_| {});
-                }
+        let reader = spawn(&ring, |ring| {
+            for _ in 0..2 {
+                ring.read(1, |_| {});
             }
         });
-        let other = thread::spawn({
-            let ring = Arc::clone(&ring);
-            move || assert_counts(&ring)
-        });
+        let other = spawn(&ring, |ring| assert_counts(ring));
         assert_eq!(write(&ring, &[1, 2]), Ok(2));
         reader.join().unwrap();
         other.join().unwrap();
@@ -284,10 +242,7 @@ fn no_more_is_seen_to_be_read_than_written() {
 fn a_writer_of_half_filled_chunks_loses_none() {
     bounded(1).check(|| {
         let ring = Arc::new(Ring::new(24, 8));
-        let reader = thread::spawn({
-            let ring = Arc::clone(&ring);
-            move || ring.read(1, |_| {}).unwrap_or(0)
-        });
+        let reader = spawn(&ring, |ring| ring.read(1, |_| {}).unwrap_or(0));
         let mut written = 0;
         for _ in 0..5 {
             written += write(&ring, &[0]).unwrap_or(0);

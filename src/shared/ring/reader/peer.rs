@@ -35,7 +35,7 @@ mod models {
     use loom::thread;
 
     use super::*;
-    use crate::shared::gate::models::bounded;
+    use crate::models::{bounded, spawn};
     use crate::shared::ring::Admit;
 
     /// As the ring's own model of reading, a chunk at a time.
@@ -43,15 +43,12 @@ mod models {
     fn what_is_shown_comes_in_order_and_then_the_end() {
         bounded(2).check(|| {
             let ring = Arc::new(Ring::new(8, 2));
-            let writer = thread::spawn({
-                let ring = Arc::clone(&ring);
-                move || {
-                    for bytes in [&[1][..], &[2, 3]] {
-                        let written = ring.write(&[IoSlice::new(bytes)], Admit::Whole);
-                        assert_eq!(written, Ok(bytes.len()));
-                    }
-                    ring.close();
+            let writer = spawn(&ring, |ring| {
+                for bytes in [&[1][..], &[2, 3]] {
+                    let written = ring.write(&[IoSlice::new(bytes)], Admit::Whole);
+                    assert_eq!(written, Ok(bytes.len()));
                 }
+                ring.close();
             });
             let mut shown = Vec::new();
             loop {

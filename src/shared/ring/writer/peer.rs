@@ -48,10 +48,10 @@ impl Ring {
 #[allow(clippy::unwrap_used, reason = "no thread of krun's runs models")]
 mod models {
     use loom::sync::Arc;
-    use loom::thread;
 
     use super::*;
-    use crate::shared::gate::models::{Sleep, bounded};
+    use crate::models::{bounded, spawn};
+    use crate::shared::gate::models::Sleep;
 
     /// In place and by copy in turn, with a look between that finds nothing to put in: nothing is lost,
     /// out of order, or slept through.
@@ -59,21 +59,17 @@ mod models {
     fn what_is_filled_in_place_comes_in_order_and_wakes_a_sleeping_reader() {
         bounded(2).check(|| {
             let shared = Arc::new((Ring::new(8, 2), Sleep::new()));
-            let writer = thread::spawn({
-                let shared = Arc::clone(&shared);
-                move || {
-                    let (ring, sleep) = &*shared;
-                    for bytes in [&[1][..], &[], &[2]] {
-                        let filled = ring.fill(|target| {
-                            target.put_slice(bytes);
-                            Ok(bytes.len())
-                        });
-                        assert_eq!(filled.unwrap().unwrap(), bytes.len());
-                        sleep.notify_after_fence();
-                    }
-                    ring.close();
+            let writer = spawn(&shared, |(ring, sleep)| {
+                for bytes in [&[1][..], &[], &[2]] {
+                    let filled = ring.fill(|target| {
+                        target.put_slice(bytes);
+                        Ok(bytes.len())
+                    });
+                    assert_eq!(filled.unwrap().unwrap(), bytes.len());
                     sleep.notify_after_fence();
                 }
+                ring.close();
+                sleep.notify_after_fence();
             });
             let (ring, sleep) = &*shared;
             let mut read = Vec::new();

@@ -8,6 +8,7 @@ use loom::thread;
 use rustix::event::Timespec;
 
 use super::*;
+use crate::models::{bounded, spawn};
 use crate::sync::Kept;
 use crate::sys::unix::readable;
 
@@ -46,20 +47,15 @@ fn receive(backend: &AgentConsoleBackend) -> Vec<u8> {
 
 #[test]
 fn kruns_rx_thread_is_woken_for_each_byte_and_the_end() {
-    let mut model = loom::model::Builder::new();
-    model.preemption_bound = Some(3);
-    model.check(|| {
+    bounded(3).check(|| {
         // Chunks of two bytes, so that the host may be at the chunk that krun's thread looks for.
         let shared = Arc::new(ConsoleSharedState::new(16, Duration::ZERO).unwrap());
-        let host = thread::spawn({
-            let shared = Arc::clone(&shared);
-            move || {
-                for byte in [1, 2] {
-                    let written = shared.host_write(&[IoSlice::new(&[byte])]);
-                    assert_eq!(written.unwrap().unwrap(), 1);
-                }
-                shared.host_hang_up();
+        let host = spawn(&shared, |shared| {
+            for byte in [1, 2] {
+                let written = shared.host_write(&[IoSlice::new(&[byte])]);
+                assert_eq!(written.unwrap().unwrap(), 1);
             }
+            shared.host_hang_up();
         });
         let backend = Kept::new(AgentConsoleBackend::new(shared));
         assert_eq!(receive(&backend), [1, 2]);
@@ -70,9 +66,7 @@ fn kruns_rx_thread_is_woken_for_each_byte_and_the_end() {
 /// As `process_tx` does: try, wait, try again. The host reads all there is, byte by byte.
 #[test]
 fn kruns_tx_thread_is_woken_for_room() {
-    let mut model = loom::model::Builder::new();
-    model.preemption_bound = Some(3);
-    model.check(|| {
+    bounded(3).check(|| {
         let shared = Arc::new(ConsoleSharedState::new(2, Duration::ZERO).unwrap());
         let backend = Kept::new(AgentConsoleBackend::new(Arc::clone(&shared)));
         assert_eq!(backend.write(&[1, 2]).unwrap(), 2);
