@@ -306,6 +306,55 @@ impl VirtioPort {
         self.ready(Interest::READABLE).await.map(drop)
     }
 
+    /// Polls for something to read, or the end. Wakes the last task that polled for reading, by this or by a read.
+    ///
+    /// # Errors
+    ///
+    /// If the runtime has shut down.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use std::future::poll_fn;
+    /// use std::task::Poll;
+    /// use tokio_krun::agent::VirtioPort;
+    ///
+    /// # async fn next(ports: &[VirtioPort]) -> usize {
+    /// // Which of several ports has something to read?
+    /// poll_fn(|cx| {
+    ///     let ready = |port: &VirtioPort| port.poll_read_ready(cx).is_ready();
+    ///     ports.iter().position(ready).map_or(Poll::Pending, Poll::Ready)
+    /// })
+    /// .await
+    /// # }
+    /// ```
+    pub fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.0.poll_read_ready(cx).map_ok(drop)
+    }
+
+    /// Reads what there is, without waiting: no bytes at the end of the file, or into an empty buffer.
+    ///
+    /// # Errors
+    ///
+    /// [`WouldBlock`](io::ErrorKind::WouldBlock) if there is nothing.
+    ///
+    /// # Examples
+    ///
+    /// See [`readable`](Self::readable).
+    ///
+    /// ```no_run
+    /// # fn read(port: &tokio_krun::agent::VirtioPort, buffer: &mut [u8]) -> std::io::Result<()> {
+    /// let read = port.try_read(buffer)?;
+    /// # Ok(()) }
+    /// ```
+    pub fn try_read(&self, buf: &mut [u8]) -> io::Result<usize> {
+        if buf.is_empty() {
+            return Ok(0);
+        }
+        let mut guard = self.ready_now(Interest::READABLE)?;
+        read(&mut guard, buf).unwrap_or_else(|| Err(io::ErrorKind::WouldBlock.into()))
+    }
+
     /// Waits until there may be room for a write, or the host has hung up.
     ///
     /// # Errors
@@ -336,27 +385,26 @@ impl VirtioPort {
         self.ready(Interest::WRITABLE).await.map(drop)
     }
 
-    /// Reads what there is, without waiting: no bytes at the end of the file, or into an empty buffer.
+    /// Polls for what may be room for a write, or the host's hang-up. Wakes the last task that polled for writing,
+    /// by this or by a write.
     ///
     /// # Errors
     ///
-    /// [`WouldBlock`](io::ErrorKind::WouldBlock) if there is nothing.
+    /// If the runtime has shut down.
     ///
     /// # Examples
     ///
-    /// See [`readable`](Self::readable).
-    ///
     /// ```no_run
-    /// # fn read(port: &tokio_krun::agent::VirtioPort, buffer: &mut [u8]) -> std::io::Result<()> {
-    /// let read = port.try_read(buffer)?;
-    /// # Ok(()) }
+    /// use std::task::{Context, Poll};
+    /// use tokio_krun::agent::VirtioPort;
+    ///
+    /// /// A service that is ready when its port takes a request.
+    /// fn poll_ready(port: &VirtioPort, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+    ///     port.poll_write_ready(cx)
+    /// }
     /// ```
-    pub fn try_read(&self, buf: &mut [u8]) -> io::Result<usize> {
-        if buf.is_empty() {
-            return Ok(0);
-        }
-        let mut guard = self.ready_now(Interest::READABLE)?;
-        read(&mut guard, buf).unwrap_or_else(|| Err(io::ErrorKind::WouldBlock.into()))
+    pub fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.0.poll_write_ready(cx).map_ok(drop)
     }
 
     /// Writes what there is room for, without waiting.

@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::future::poll_fn;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -11,7 +12,7 @@ use std::time::Duration;
 use common::{pattern, watchdog};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_krun::agent::VirtioPort;
-use tokio_test::assert_pending;
+use tokio_test::{assert_pending, assert_ready_ok};
 
 /// A port, and a blocking device at its other end.
 fn port() -> (VirtioPort, UnixStream) {
@@ -95,6 +96,35 @@ async fn try_methods_never_wait() {
     assert_eq!(full.kind(), io::ErrorKind::WouldBlock);
     let flags = rustix::io::fcntl_getfd(port.as_fd()).unwrap();
     assert!(flags.contains(rustix::io::FdFlags::CLOEXEC));
+}
+
+#[tokio::test]
+async fn readiness_is_polled_without_reading_or_writing() {
+    use std::io::{Read, Write};
+
+    let (port, mut device) = port();
+    let mut readable = tokio_test::task::spawn(poll_fn(|cx| port.poll_read_ready(cx)));
+    assert_pending!(readable.poll());
+    device.write_all(b"some").unwrap();
+    watchdog(&mut readable).await.unwrap();
+    assert_ready_ok!(readable.poll());
+    assert_eq!(port.try_read(&mut [0; 8]).unwrap(), 4);
+    // Only a read that finds nothing tells that there is no more.
+    port.try_read(&mut [0; 8]).unwrap_err();
+    assert_pending!(readable.poll());
+
+    let mut writable = tokio_test::task::spawn(poll_fn(|cx| port.poll_write_ready(cx)));
+    assert_ready_ok!(writable.poll());
+    let mut written = 0;
+    while let Ok(more) = port.try_write(&[1; 4096]) {
+        written += more;
+    }
+    assert_pending!(writable.poll());
+    device.read_exact(&mut vec![0; written]).unwrap();
+    watchdog(&mut writable).await.unwrap();
+
+    drop(device);
+    watchdog(&mut readable).await.unwrap();
 }
 
 #[tokio::test]
