@@ -132,6 +132,11 @@ pub(crate) mod models {
         }
     }
 
+    fn put((sleep, items): &(Sleep, AtomicUsize)) {
+        items.fetch_add(1, Ordering::Relaxed);
+        sleep.notify_if(|| true);
+    }
+
     fn take(items: &AtomicUsize) -> Option<()> {
         items
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |items| {
@@ -146,10 +151,7 @@ pub(crate) mod models {
     fn a_sleeper_is_woken_for_one_item() {
         loom::model(|| {
             let shared = Arc::new((Sleep::new(), AtomicUsize::new(0)));
-            let producer = spawn(&shared, |shared| {
-                shared.1.fetch_add(1, Ordering::Relaxed);
-                shared.0.notify_if(|| true);
-            });
+            let producer = spawn(&shared, put);
             shared.0.until(|| take(&shared.1));
             producer.join().unwrap();
         });
@@ -161,8 +163,7 @@ pub(crate) mod models {
             let shared = Arc::new((Sleep::new(), AtomicUsize::new(0)));
             let producer = spawn(&shared, |shared| {
                 for _ in 0..2 {
-                    shared.1.fetch_add(1, Ordering::Relaxed);
-                    shared.0.notify_if(|| true);
+                    put(shared);
                 }
             });
             for _ in 0..2 {
@@ -176,12 +177,7 @@ pub(crate) mod models {
     fn a_sleeper_is_woken_by_either_of_two_producers() {
         bounded(3).check(|| {
             let shared = Arc::new((Sleep::new(), AtomicUsize::new(0)));
-            let producers = [(); 2].map(|()| {
-                spawn(&shared, |shared| {
-                    shared.1.fetch_add(1, Ordering::Relaxed);
-                    shared.0.notify_if(|| true);
-                })
-            });
+            let producers = [(); 2].map(|()| spawn(&shared, put));
             for _ in 0..2 {
                 shared.0.until(|| take(&shared.1));
             }
@@ -198,8 +194,7 @@ pub(crate) mod models {
             let sleepers =
                 [(); 2].map(|()| spawn(&shared, |shared| shared.0.until(|| take(&shared.1))));
             for _ in 0..2 {
-                shared.1.fetch_add(1, Ordering::Relaxed);
-                shared.0.notify_if(|| true);
+                put(&shared);
             }
             for sleeper in sleepers {
                 sleeper.join().unwrap();

@@ -73,22 +73,19 @@ mod models {
     use std::collections::HashSet;
     use std::sync::Mutex as Unseen;
 
-    use loom::thread;
-
     use super::*;
-    use crate::models::bounded;
+    use crate::models::{bounded, spawn};
 
     /// Two rings take storage, fill it and give it back; each also gives back what it never used. None
     /// is out twice or shows old bytes, and no more than allowed is kept.
     #[test]
     fn storage_is_out_once_and_empty_and_kept_up_to_the_bound() {
         bounded(3).check(|| {
-            let pool = Arc::new(Pool::new(4, 1));
             // Where the storage is that is out. loom does not see it, so it orders nothing.
-            let out = Arc::new(Unseen::new(HashSet::new()));
+            let out = Unseen::new(HashSet::new());
+            let shared = Arc::new((Pool::new(4, 1), out));
             let users = [(); 2].map(|()| {
-                let (pool, out) = (Arc::clone(&pool), Arc::clone(&out));
-                thread::spawn(move || {
+                spawn(&shared, |(pool, out)| {
                     for _ in 0..2 {
                         let mut bytes = pool.take();
                         assert!(bytes.is_empty() && bytes.capacity() >= 4);

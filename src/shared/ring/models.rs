@@ -13,6 +13,14 @@ fn write(ring: &Ring, bytes: &[u8]) -> Result<usize, Refused> {
     ring.write(&[IoSlice::new(bytes)], Admit::Whole)
 }
 
+/// As krun's TX thread does: sleeps if there is no room, and then there is.
+fn write_when_there_is_room(ring: &Ring, room: &Sleep, bytes: &[u8]) {
+    if write(ring, bytes) == Err(Refused::Full) {
+        room.until(|| ring.has_wanted_room().then_some(()));
+        assert_eq!(write(ring, bytes), Ok(bytes.len()));
+    }
+}
+
 /// Reads until the end, yielding where a real reader would sleep.
 fn read_to_end(ring: &Ring, limit: usize) -> Vec<u8> {
     let mut bytes = Vec::new();
@@ -132,10 +140,7 @@ fn a_writer_that_sleeps_on_one_byte_is_woken() {
         let shared = Arc::new((Ring::new(1, 1), Sleep::new()));
         write(&shared.0, &[1]).unwrap();
         let writer = spawn(&shared, |(ring, room)| {
-            if write(ring, &[2]) == Err(Refused::Full) {
-                room.until(|| ring.has_wanted_room().then_some(()));
-                assert_eq!(write(ring, &[2]), Ok(1));
-            }
+            write_when_there_is_room(ring, room, &[2])
         });
         let (ring, room) = &*shared;
         assert_eq!(ring.read(1, |part| assert_eq!(part, [1])), Some(1));
@@ -153,10 +158,7 @@ fn a_writer_that_sleeps_on_a_full_ring_is_woken() {
         let shared = Arc::new((Ring::new(2, 1), Sleep::new()));
         write(&shared.0, &[1, 2]).unwrap();
         let writer = spawn(&shared, |(ring, room)| {
-            if write(ring, &[3, 4]) == Err(Refused::Full) {
-                room.until(|| ring.has_wanted_room().then_some(()));
-                assert_eq!(write(ring, &[3, 4]), Ok(2));
-            }
+            write_when_there_is_room(ring, room, &[3, 4])
         });
         let (ring, room) = &*shared;
         let mut bytes = Vec::new();
@@ -182,10 +184,7 @@ fn a_writer_is_woken_by_a_chunk_that_is_given_back() {
             .unwrap();
         assert_eq!(handle, [1][..]);
         let writer = spawn(&shared, |(ring, room)| {
-            if write(ring, &[3, 4]) == Err(Refused::Full) {
-                room.until(|| ring.has_wanted_room().then_some(()));
-                assert_eq!(write(ring, &[3, 4]), Ok(2));
-            }
+            write_when_there_is_room(ring, room, &[3, 4])
         });
         let holder = spawn(&shared, move |(ring, room)| {
             ring.release(handle.len());
@@ -229,7 +228,7 @@ fn no_more_is_seen_to_be_read_than_written() {
                 ring.read(1, |_| {});
             }
         });
-        let other = spawn(&ring, |ring| assert_counts(ring));
+        let other = spawn(&ring, assert_counts);
         assert_eq!(write(&ring, &[1, 2]), Ok(2));
         reader.join().unwrap();
         other.join().unwrap();
