@@ -14,10 +14,11 @@ use std::io::ErrorKind;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
+use common::meter::Span;
 use common::place::{Cores, Flavor, raise_descriptor_limit};
 use common::transport::{Duplex, Krun, Piper, Seed, UnixSocket};
 use common::vmm::Transport;
-use common::work::{self, Setting, Size, Span, Work};
+use common::work::{self, Setting, Size, Work};
 
 struct Counting;
 

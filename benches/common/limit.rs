@@ -2,12 +2,13 @@
 
 use std::os::fd::AsFd;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rtrb::{Consumer, CopyToUninit, Producer, RingBuffer};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use tokio::io::unix::AsyncFd;
 
+use super::meter::{Rate, Span, Trips};
 use super::place::{Cores, Flavor};
 
 /// Bytes a second through one byte ring of `capacity`, copied in by pieces of `write` and out by
@@ -95,42 +96,6 @@ fn copy_out(consumer: &mut Consumer<u8>, target: &mut [u8]) -> usize {
     count
 }
 
-struct Rate {
-    slice: Duration,
-    began: Instant,
-    bytes: usize,
-    since_look: usize,
-    warm: bool,
-}
-
-impl Rate {
-    fn new(slice: Duration) -> Self {
-        Self {
-            slice,
-            began: Instant::now(),
-            bytes: 0,
-            since_look: 0,
-            warm: false,
-        }
-    }
-
-    /// Bytes a second, once the slice is over.
-    fn add(&mut self, bytes: usize) -> Option<f64> {
-        self.bytes += bytes;
-        self.since_look += bytes;
-        if self.since_look < 128 * 1024 {
-            return None;
-        }
-        self.since_look = 0;
-        let elapsed = self.began.elapsed();
-        if !self.warm && elapsed >= self.slice / 4 {
-            (self.began, self.bytes, self.warm) = (Instant::now(), 0, true);
-            return None;
-        }
-        (self.warm && elapsed >= self.slice).then(|| self.bytes as f64 / elapsed.as_secs_f64())
-    }
-}
-
 /// The time of each round trip between a tokio task that waits for an eventfd in `AsyncFd` and a
 /// thread that waits for one in `poll(2)`, as krun's does.
 pub(crate) fn eventfds(cores: Cores, flavor: Flavor, slice: Duration) -> Vec<Duration> {
@@ -155,19 +120,15 @@ pub(crate) fn eventfds(cores: Cores, flavor: Flavor, slice: Duration) -> Vec<Dur
                 signal(&to_host, 1);
             }
         });
-        let mut times = Vec::with_capacity(1 << 16);
-        let began = Instant::now();
-        while began.elapsed() < slice + slice / 4 {
-            let sent = Instant::now();
+        let mut trips = Trips::new(Span::Time(slice));
+        while let Some(sent) = trips.next() {
             signal(&to_vmm, 1);
             from_vmm.readable().await.expect("a wait").clear_ready();
-            if sent - began >= slice / 4 {
-                times.push(sent.elapsed());
-            }
+            trips.add(sent);
         }
         signal(&to_vmm, 2);
         vmm.join().expect("no panic");
-        times
+        trips.times()
     };
     runtime
         .block_on(async { tokio::spawn(work).await })
@@ -203,25 +164,21 @@ pub(crate) fn futexes(cores: Cores, slice: Duration) -> Vec<Duration> {
                 }
             }
         });
-        let mut times = Vec::with_capacity(1 << 16);
-        let began = Instant::now();
+        let mut trips = Trips::new(Span::Time(slice));
         let mut turn = 0;
-        while began.elapsed() < slice + slice / 4 {
-            let sent = Instant::now();
+        while let Some(sent) = trips.next() {
             turns.store(turn + 1, Ordering::Release);
             vmm.thread().unpark();
             turn += 2;
             while turns.load(Ordering::Acquire) != turn {
                 thread::park();
             }
-            if sent - began >= slice / 4 {
-                times.push(sent.elapsed());
-            }
+            trips.add(sent);
         }
         turns.store(u64::MAX, Ordering::Release);
         vmm.thread().unpark();
         vmm.join().expect("no panic");
-        times
+        trips.times()
     });
     host.join().expect("no panic")
 }

@@ -1,9 +1,10 @@
 //! What the bench programs share: the transports that are compared, the limits they are held
-//! against, the work they do, and where their threads run.
+//! against, the work they do, how it is measured, and where their threads run.
 
 #![allow(dead_code)] // each program uses its own part
 
 pub(crate) mod limit;
+pub(crate) mod meter;
 pub(crate) mod place;
 pub(crate) mod transport;
 pub(crate) mod vmm;

@@ -1,9 +1,6 @@
-//! What the two sides do, and how it is measured: each piece of work goes on for a slice of time,
-//! and counts at its receiver.
+//! What the two sides do.
 
 use std::future::Future;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,6 +11,7 @@ use tokio::task::JoinSet;
 use tokio_krun::{Chunks, OwnedReadHalf, OwnedWriteHalf};
 use tokio_util::codec::{Framed, FramedRead, FramedWrite, LengthDelimitedCodec};
 
+use super::meter::{Meter, Span, Trips};
 use super::place::{Cores, Flavor};
 use super::transport::Krun;
 use super::vmm::{Channel, Input, Output, Transport};
@@ -24,8 +22,6 @@ const RX_DESCRIPTOR: usize = 4096;
 const TX_DESCRIPTOR: usize = 32 * 1024;
 /// The host's buffer.
 const READ: usize = 64 * 1024;
-/// The bytes of a small request, and of its answer.
-const MESSAGE: usize = 64;
 
 /// Work that every transport can do. Sizes are in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,25 +87,6 @@ pub(crate) struct Setting {
     pub(crate) span: Span,
 }
 
-/// How long a piece of work goes on.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Span {
-    /// A quarter of it comes on top, unmeasured, to warm up.
-    Time(Duration),
-    /// Of the messages' bytes.
-    Bytes(u64),
-}
-
-impl Span {
-    /// Before what is measured begins.
-    fn warm_up(self) -> Duration {
-        match self {
-            Self::Time(slice) => slice / 4,
-            Self::Bytes(_) => Duration::ZERO,
-        }
-    }
-}
-
 impl Setting {
     /// Runs `work` as a task of the runtime, on a worker's thread if it has workers.
     fn run<F>(self, work: impl FnOnce() -> F) -> F::Output
@@ -120,112 +97,6 @@ impl Setting {
         runtime
             .block_on(async { tokio::spawn(work()).await })
             .expect("no panic")
-    }
-}
-
-/// Counts at the receiver, and tells the sender when it is enough.
-#[derive(Clone)]
-struct Meter(Arc<Shared>);
-
-struct Shared {
-    span: Span,
-    stop: AtomicBool,
-    /// Set before the sender's last message is sent.
-    sent: AtomicU64,
-}
-
-impl Meter {
-    fn new(span: Span) -> Self {
-        Self(Arc::new(Shared {
-            span,
-            stop: AtomicBool::new(false),
-            sent: AtomicU64::new(u64::MAX),
-        }))
-    }
-
-    fn sender(&self) -> Sending {
-        Sending {
-            meter: self.clone(),
-            sent: 0,
-        }
-    }
-
-    fn receiver(&self) -> Receiving {
-        Receiving {
-            meter: self.clone(),
-            received: 0,
-            next_look: 0,
-            began: Instant::now(),
-            first: None,
-            rate: None,
-        }
-    }
-}
-
-struct Sending {
-    meter: Meter,
-    sent: u64,
-}
-
-impl Sending {
-    /// To be called before each message; `false` for the last one.
-    fn goes_on_after(&mut self, bytes: usize) -> bool {
-        self.sent += bytes as u64;
-        let stop = match self.meter.0.span {
-            Span::Time(_) => self.meter.0.stop.load(Ordering::Relaxed),
-            Span::Bytes(all) => self.sent >= all,
-        };
-        if stop {
-            self.meter.0.sent.store(self.sent, Ordering::Release);
-        }
-        !stop
-    }
-}
-
-struct Receiving {
-    meter: Meter,
-    received: u64,
-    /// Looking at the clock costs as much as a small read.
-    next_look: u64,
-    began: Instant,
-    first: Option<(Instant, u64)>,
-    rate: Option<f64>,
-}
-
-impl Receiving {
-    const LOOK_EVERY: u64 = 128 * 1024;
-
-    /// To be called after each message; `false` after the last one.
-    fn goes_on_after(&mut self, bytes: usize) -> bool {
-        self.received += bytes as u64;
-        let Span::Time(slice) = self.meter.0.span else {
-            return self.received < self.meter.0.sent.load(Ordering::Acquire);
-        };
-        if self.rate.is_some() {
-            return self.received < self.meter.0.sent.load(Ordering::Acquire);
-        }
-        if self.received < self.next_look {
-            return true;
-        }
-        self.next_look = self.received + Self::LOOK_EVERY;
-        let now = Instant::now();
-        match self.first {
-            None if now - self.began >= slice / 4 => self.first = Some((now, self.received)),
-            None => {}
-            Some((began, before)) if now - began >= slice => {
-                let bytes = (self.received - before) as f64;
-                self.rate = Some(bytes / (now - began).as_secs_f64());
-                self.meter.0.stop.store(true, Ordering::Relaxed);
-            }
-            Some(_) => {}
-        }
-        true
-    }
-
-    /// Bytes a second.
-    fn rate(self) -> f64 {
-        self.rate
-            .unwrap_or_else(|| self.received as f64 / self.began.elapsed().as_secs_f64())
     }
 }
 
@@ -433,29 +304,18 @@ pub(crate) fn round_trips<T: Transport>(setting: Setting) -> Vec<Duration> {
                 }
             }
         });
-        let mut message = [7; MESSAGE];
-        let mut times = Vec::with_capacity(1 << 16);
-        let began = Instant::now();
-        loop {
-            let sent = Instant::now();
-            let is_over = match setting.span {
-                Span::Time(slice) => sent - began >= slice + setting.span.warm_up(),
-                Span::Bytes(all) => times.len() as u64 * MESSAGE as u64 >= all,
-            };
-            if is_over {
-                break;
-            }
+        let mut message = [7; Trips::MESSAGE];
+        let mut trips = Trips::new(setting.span);
+        while let Some(sent) = trips.next() {
             write.write_all(&message).await.expect("the VMM is there");
             read.read_exact(&mut message)
                 .await
                 .expect("the VMM is there");
-            if sent - began >= setting.span.warm_up() {
-                times.push(sent.elapsed());
-            }
+            trips.add(sent);
         }
         drop((read, write));
         vmm.join().expect("no panic");
-        times
+        trips.times()
     })
 }
 
