@@ -106,8 +106,9 @@ impl VirtioPort {
     /// # Errors
     ///
     /// [`ResourceBusy`](io::ErrorKind::ResourceBusy) if a process has it open, as Linux lets one have it;
-    /// [`PermissionDenied`](io::ErrorKind::PermissionDenied); [`NotFound`](io::ErrorKind::NotFound) if `/sys` is
-    /// not mounted; what else the system says.
+    /// [`PermissionDenied`](io::ErrorKind::PermissionDenied), which a process that is not root may also meet while
+    /// udev has still to let it in; [`NotFound`](io::ErrorKind::NotFound) if `/sys` is not mounted; what else the
+    /// system says.
     ///
     /// # Panics
     ///

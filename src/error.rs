@@ -38,6 +38,7 @@ use std::io;
 #[non_exhaustive]
 pub enum Error {
     /// [`Options::capacity`](crate::Options::capacity) is out of its bounds.
+    #[non_exhaustive]
     #[error("a capacity of {capacity} bytes is out of bounds: choose {least} to {most} bytes")]
     Capacity {
         /// What was asked for, in bytes.
@@ -51,6 +52,7 @@ pub enum Error {
     #[error("no tokio runtime here: create the stream inside one, or under `Handle::enter`")]
     NoRuntime,
     /// The pipe's name is taken: only on Windows, where the port is a named pipe.
+    #[non_exhaustive]
     #[error(
         "the pipe {name} is in use: choose another name, or none for one that cannot be guessed"
     )]
@@ -60,7 +62,7 @@ pub enum Error {
     },
     /// The system refused a descriptor, a pipe or a registration.
     #[error("the system refused a descriptor or a pipe")]
-    Os(#[from] io::Error),
+    Os(#[source] io::Error),
     /// The stream was written to after its own side had ended writing.
     #[error("the stream was shut down or hung up by this side: write before that, not after")]
     ShutDown,

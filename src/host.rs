@@ -222,7 +222,9 @@ impl Host {
     }
 
     pub(crate) fn try_read_buf<B: BufMut>(&self, buf: &mut B) -> io::Result<usize> {
-        let limit = buf.remaining_mut();
+        // As tokio does: what it has room for now. A vector can always grow, and a guest that goes on
+        // writing could have one call go on for ever.
+        let limit = buf.chunk_mut().len();
         if limit == 0 {
             return Ok(0);
         }

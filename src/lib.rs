@@ -201,7 +201,8 @@
 //! - `tonic`: the module `tonic`, either end as the connection of a tonic 0.14 server; a client needs
 //!   no feature.
 //! - `tracing`: events of a stream's life (created, opened, hung up, gone) at level `debug`, never
-//!   any payload.
+//!   any payload. Some come from krun's threads, which a subscriber must not hold up, and where a panic of its own
+//!   ends the port.
 //!
 //! # Platforms
 //!

@@ -113,7 +113,9 @@ macro_rules! read_methods {
             self.host().try_read(buf)
         }
 
-        /// As [`try_read`](Self::try_read), into a buffer that advances and may grow.
+        /// As [`try_read`](Self::try_read), into a buffer that advances and may grow. One call reads no more
+        /// than it has room for without growing; a buffer without room grows first (a `Vec` or `BytesMut`
+        /// by 64 bytes), so give it the capacity that a read is to have.
         ///
         /// # Errors
         ///
@@ -391,6 +393,7 @@ macro_rules! write_methods {
 
         /// Waits until the guest's device has taken everything that was written before this call:
         /// what `tcdrain(3)` is to a terminal.
+        /// The call is its first poll, as of each `async` function.
         ///
         /// Flushing does not wait for that; see [Flushing](crate::AgentStream#flushing). It still
         /// does not say that a program in the guest has read it: bytes taken may lie in the

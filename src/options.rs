@@ -120,7 +120,8 @@ impl Options {
     /// | 16 MiB | 0.44 to 0.85 | 0.83 to 1.05 |
     ///
     /// It is a bound, not an allocation. Memory comes in chunks of 64 KiB (an eighth of the capacity,
-    /// if that is less) when there are bytes for it, and a stream with nothing to read keeps none.
+    /// if that is less) when there are bytes for it, and a direction whose reader has found nothing keeps none;
+    /// but a stream of less than 512 KiB has chunks of its own, and keeps what it has needed until it is dropped.
     /// Whatever the guest sends, also one byte at a time, a direction's chunks take at most its
     /// capacity and four chunks more; twice the capacity while it is
     /// [quiesced](crate::PortHandle::quiesce), or while the host holds what it has read as
@@ -237,8 +238,10 @@ impl Options {
         if Handle::try_current().is_err() {
             return Err(Error::NoRuntime);
         }
-        let shared = Arc::new(ConsoleSharedState::new(self.capacity, self.busy_poll)?);
-        let stream = AgentStream::register(Arc::clone(&shared), self.hang_up_on_drop)?;
+        let shared = ConsoleSharedState::new(self.capacity, self.busy_poll).map_err(Error::Os)?;
+        let shared = Arc::new(shared);
+        let stream =
+            AgentStream::register(Arc::clone(&shared), self.hang_up_on_drop).map_err(Error::Os)?;
         Ok((stream, AgentPort::create(shared, &self.port)?))
     }
 

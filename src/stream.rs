@@ -74,7 +74,7 @@ use crate::split::{self, OwnedReadHalf, OwnedWriteHalf, ReadHalf, WriteHalf};
 /// | --- | --- |
 /// | `ready`, `readable`, `writable` | the same; any number of tasks may wait |
 /// | `poll_read_ready`, `poll_write_ready` | the same |
-/// | `try_read`, `try_read_buf`, `try_read_vectored` | the same; one call takes all there is, across chunks |
+/// | `try_read`, `try_read_buf`, `try_read_vectored` | the same; one call takes all there is and it has room for, across chunks |
 /// | `try_write`, `try_write_vectored` | the same |
 /// | `split`, `into_split`, `reunite`, `forget` | the same, but see [`split`](Self::split) beside `AsyncBufReadExt`. Unlike a `UnixStream`'s, `OwnedReadHalf` has `forget` too, as dropping it says something here |
 /// | `AsyncRead`, `AsyncWrite` with vectored writes | the same, but `shutdown` is not seen by the peer, see [Ends](#ends) |

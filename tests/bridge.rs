@@ -486,7 +486,7 @@ async fn a_taken_name_is_a_clear_error_and_is_free_again_after_the_end() {
         let bridge = port.into_bridge();
         assert_eq!(bridge.pipe_name(), name);
         let error = options.create().map(drop).unwrap_err();
-        assert!(matches!(&error, Error::PipeInUse { name: n } if *n == name));
+        assert!(matches!(&error, Error::PipeInUse { name: n, .. } if *n == name));
         assert!(error.to_string().contains(&name), "{error}");
         assert_eq!(io::Error::from(error).kind(), io::ErrorKind::AddrInUse);
 

@@ -2,7 +2,8 @@
 //! the processor's cache.
 //!
 //! Rings with chunks of the usual size share one pool, so that a thousand streams take turns with
-//! the memory of those that are busy, and an idle one keeps none.
+//! the memory of those that are busy: a ring whose reader has found nothing keeps none. A ring of smaller
+//! chunks has a pool of its own, which keeps what the ring has needed.
 
 #![deny(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 

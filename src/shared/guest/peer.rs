@@ -43,6 +43,8 @@ impl ConsoleSharedState {
             }
         }
         scratch.clear();
+        // Who reads into it takes the room that it has, and does not ask for more.
+        scratch.reserve(SCRATCH);
         let result = source(&mut scratch.limit(SCRATCH));
         let written = self.tx_ring.write(&[IoSlice::new(scratch)], Admit::Over);
         self.tx_data.notify_after_fence();
@@ -167,6 +169,7 @@ mod tests {
         };
         assert!(shared.guest_write_from(source, &mut scratch).is_some());
         let source = |target: &mut Target<'_>| {
+            assert_eq!(target.chunk_mut().len(), SCRATCH);
             target.put_slice(b"later");
             Ok(5)
         };

@@ -27,7 +27,7 @@ pub(super) const PIPE_BUFFER: u32 = 64 * 1024;
 /// 128 bits that nobody can guess.
 pub(super) fn random_name() -> Result<String, Error> {
     let mut random = [0; 16];
-    getrandom::fill(&mut random).map_err(io::Error::from)?;
+    getrandom::fill(&mut random).map_err(|error| Error::Os(error.into()))?;
     Ok(format!(
         r"\\.\pipe\tokio-krun-{:032x}",
         u128::from_ne_bytes(random)
@@ -36,7 +36,7 @@ pub(super) fn random_name() -> Result<String, Error> {
 
 /// A pipe of bytes for one client of this user on this machine.
 pub(super) fn create(name: &str) -> Result<NamedPipeServer, Error> {
-    let only_this_user = OnlyThisUser::new()?;
+    let only_this_user = OnlyThisUser::new().map_err(Error::Os)?;
     let mut attributes = only_this_user.attributes();
     let mut options = ServerOptions::new();
     options
