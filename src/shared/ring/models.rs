@@ -198,6 +198,23 @@ fn a_writer_is_woken_by_a_chunk_that_is_given_back() {
     });
 }
 
+/// To anyone: what was read is not queued any more. It is the other thread that asks: the other way round loom
+/// never has the first one see what was read.
+#[test]
+fn what_was_read_has_made_its_room() {
+    loom::model(|| {
+        let ring = Arc::new(Ring::new(1, 1));
+        write(&ring, &[1]).unwrap();
+        let other = spawn(&ring, |ring| {
+            if ring.has_read_to(1).is_some() {
+                assert_eq!(ring.queued(), 0);
+            }
+        });
+        assert_eq!(ring.read(1, |_| {}), Some(1));
+        other.join().unwrap();
+    });
+}
+
 /// What is counted is never less than nothing.
 fn assert_counts(ring: &Ring) {
     assert!(ring.queued() <= 2);

@@ -111,8 +111,9 @@ impl Ring {
             sink(part);
             left = left.saturating_sub(count);
             chunk.advance(count);
-            self.advance_read(count);
+            // First: who sees that all was read finds the room that it has made.
             self.release(count);
+            self.advance_read(count);
             if is_read_out {
                 match reader.current.take() {
                     Some(Chunk::Own(bytes, _)) => self.recycle(reader, bytes),
@@ -156,7 +157,7 @@ impl Ring {
         Some(Chunk::Own(mem::replace(&mut writer.open, idle), 0))
     }
 
-    /// Under the reader's lock, which alone moves it.
+    /// Under the reader's lock, which alone moves it. Pairs with the load in `has_read_to`.
     fn advance_read(&self, count: usize) {
         let read = self.taken.read.load(Ordering::Relaxed);
         self.taken
