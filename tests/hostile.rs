@@ -320,7 +320,8 @@ async fn a_guest_that_opens_and_never_reads_makes_the_host_wait_within_the_bound
             // which one of the guest's 32 reads has made room.
             assert!(stats.full <= 3 * (polls + 32), "{polls} polls, {stats:?}");
             assert_eq!(stats.data_wakes, before.0.rx.data_wakes);
-            assert_eq!(stats.room_wakes, before.0.rx.room_wakes);
+            let woken = stats.room_wakes - before.0.rx.room_wakes;
+            assert!(woken <= 1, "{stats:?}, {:?} before", before.0.rx);
 
             guest.power_off().await;
             let written = writer.await.unwrap();

@@ -66,10 +66,12 @@ pub(crate) fn deadline_unless_it_moves(
         return done; // Miri is slow, and says itself when all threads wait for each other.
     }
     thread::spawn(move || {
-        let mut before = progress();
-        while wait.recv_timeout(Duration::from_secs(120)) == Err(mpsc::RecvTimeoutError::Timeout) {
+        // Two minutes, but in turns: a machine that was stopped for as long has had one of them.
+        let (mut before, mut turns) = (progress(), 0);
+        while wait.recv_timeout(Duration::from_secs(10)) == Err(mpsc::RecvTimeoutError::Timeout) {
             let now = progress();
-            if now == before {
+            turns = if now == before { turns + 1 } else { 0 };
+            if turns == 12 {
                 // Not `eprintln!`: what the test's threads print is kept back for a report that never comes.
                 let _ = writeln!(io::stderr(), "{what} hangs");
                 process::abort();

@@ -18,7 +18,7 @@ as_root() { # COMMAND: packages are all that needs root
   say "$*"
   DEBIAN_FRONTEND=noninteractive quietly bash -c "$*"
 }
-install() { as_root "apt-get update && apt-get install -y --no-install-recommends $*"; }
+install() { as_root "apt-get update && apt-get install -y --no-install-recommends -o DPkg::Lock::Timeout=600 $*"; }
 need() { # COMMAND=PACKAGE...
   local pair missing=()
   for pair; do command -v "${pair%%=*}" >/dev/null || missing+=("${pair#*=}"); done
