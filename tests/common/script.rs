@@ -222,7 +222,7 @@ impl Run {
                     .map(|read| buffer[..read].to_vec())
             }),
             Step::TryReadBuf(length) => self.read_with(length, |half| {
-                let mut buffer = bytes::BufMut::limit(BytesMut::new(), length);
+                let mut buffer = bytes::BufMut::limit(BytesMut::with_capacity(length), length);
                 half.try_read_buf(&mut buffer)
                     .map(|_| buffer.into_inner().to_vec())
             }),
