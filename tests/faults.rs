@@ -637,16 +637,8 @@ mod linux {
                 }
             }
         });
-        // Each has handled one, before any can come to its end.
-        let reached = || {
-            counts(&targets)
-                .iter()
-                .zip(&before)
-                .all(|(now, before)| now > before)
-        };
-        while !reached() {
-            thread::yield_now();
-        }
+        // Each handles one before any can come to its end.
+        targets.iter().for_each(|target| target.interrupt(1));
         let writer = runtime.spawn({
             let sent = Arc::clone(&sent);
             async move {
@@ -666,6 +658,9 @@ mod linux {
         }
         stop.store(true, Ordering::Relaxed);
         sender.join().unwrap();
+        for (before, after) in before.iter().zip(counts(&targets)) {
+            assert!(after > *before, "a thread that no signal has reached");
+        }
         assert!(received == *sent);
         assert!(rx_thread.join().unwrap() == *sent);
         tx_thread_2.join().unwrap();

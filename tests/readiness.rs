@@ -315,6 +315,31 @@ async fn a_vectored_write_stops_at_the_bound_in_the_middle_of_a_buffer() {
 }
 
 #[tokio::test]
+async fn a_panicking_buffer_loses_nothing() {
+    struct Panics;
+    #[expect(unsafe_code, reason = "the trait is unsafe")]
+    // SAFETY: it never hands out memory.
+    unsafe impl bytes::BufMut for Panics {
+        fn remaining_mut(&self) -> usize {
+            100
+        }
+        unsafe fn advance_mut(&mut self, _: usize) {}
+        fn chunk_mut(&mut self) -> &mut bytes::buf::UninitSlice {
+            panic!("the caller's code")
+        }
+    }
+    let (stream, backend) = pair();
+    backend.write(b"kept").unwrap();
+    let read = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        stream.try_read_buf(&mut Panics)
+    }));
+    assert!(read.is_err());
+    let mut buffer = [0; 8];
+    assert_eq!(stream.try_read(&mut buffer).unwrap(), 4);
+    assert_eq!(&buffer[..4], b"kept");
+}
+
+#[tokio::test]
 async fn guest_opened_resolves_at_krun_s_first_call() {
     watchdog(async {
         let (stream, port) = AgentStream::new().unwrap();

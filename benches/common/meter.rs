@@ -14,6 +14,11 @@ pub(crate) enum Span {
     Bytes(u64),
 }
 
+/// Of a slice, before what is measured begins.
+fn warm_up(slice: Duration) -> Duration {
+    slice / 4
+}
+
 /// Counts at the receiver, and tells the sender when it is enough.
 #[derive(Clone)]
 pub(crate) struct Meter(Arc<Shared>);
@@ -106,7 +111,7 @@ impl Receiving {
     }
 }
 
-/// The rate of one slice of time, after a quarter of it to warm up.
+/// The rate of one slice of time, after its warm-up.
 pub(crate) struct Rate {
     slice: Duration,
     began: Instant,
@@ -138,7 +143,7 @@ impl Rate {
         }
         self.since_look = 0;
         let elapsed = self.began.elapsed();
-        if !self.warm && elapsed >= self.slice / 4 {
+        if !self.warm && elapsed >= warm_up(self.slice) {
             (self.began, self.bytes, self.warm) = (Instant::now(), 0, true);
             return None;
         }
@@ -186,7 +191,7 @@ impl Trips {
 
     fn warm_up(&self) -> Duration {
         match self.span {
-            Span::Time(slice) => slice / 4,
+            Span::Time(slice) => warm_up(slice),
             Span::Bytes(_) => Duration::ZERO,
         }
     }

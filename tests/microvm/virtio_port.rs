@@ -1,8 +1,10 @@
 //! What the agent's end, `VirtioPort`, promises and only a real port can show (`agent/src/virtio_port.rs`).
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use tokio::io::AsyncReadExt;
+use tokio::time::timeout;
 use tokio_krun::{AgentStream, Options};
 
 use super::scenarios::{Scenario, echo};
@@ -25,9 +27,10 @@ async fn tries() {
     let (mut control, control_port) = AgentStream::new().unwrap();
     let mut vm = Vm::boot_with("tries", [("agent", port), ("control", control_port)]);
     let (mut waits, mut taken) = (0, 0);
+    // The agent boots meanwhile.
+    let mut word = control.read_u8().await.unwrap();
     loop {
-        // The agent boots meanwhile, at first.
-        match control.read_u8().await.unwrap() {
+        match word {
             b'w' => waits += 1,
             b't' => taken += 1,
             _ => break,
@@ -36,6 +39,8 @@ async fn tries() {
         vm.calls.slow.store(true, Ordering::Relaxed);
         // The ring has room for the rest of the chunk that krun is at, but not for the next one.
         stream.read_exact(&mut [0; CHUNK]).await.unwrap();
+        let next = timeout(Duration::from_secs(60), control.read_u8()).await;
+        word = next.expect("the agent's write has not ended").unwrap();
     }
     println!("{waits} writes waited, {taken} tries found room");
     drop((stream, control));
