@@ -29,7 +29,7 @@ use crate::split::{self, OwnedReadHalf, OwnedWriteHalf, ReadHalf, WriteHalf};
 /// | [`shutdown`] | writes fail with `BrokenPipe`, reads go on | reads everything written before, and is told nothing |
 /// | [`hang_up`](Self::hang_up) | writes fail with `BrokenPipe`, reads go on | reads everything written before, then the end of the file; from then on its own writes fail, and a blocking one never returns |
 /// | dropped | – | as with `hang_up` (unless [turned off](Options::hang_up_on_drop)); what it writes is discarded and [counted](crate::RingStats::discarded) |
-/// | the guest powers off | reads what is left, then the end of the file; writes fail with `BrokenPipe` | – |
+/// | the guest powers off | reads what is left, then the end of the file; by then writes fail with `BrokenPipe` | – |
 /// | the VM or the port is dropped | the same | – |
 ///
 /// On Windows the port is a pipe, which has one end for both directions: after a hang-up the reads

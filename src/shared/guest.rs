@@ -91,9 +91,10 @@ impl ConsoleSharedState {
     /// The guest, or krun's end of the port, is gone: the host reads what is left and then the end.
     pub(crate) fn guest_end(&self) {
         self.trace.lifecycle("the guest has gone");
+        // First: who has read the end can write no more.
+        self.end_rx();
         self.tx_ring.close();
         self.tx_data.notify_after_fence();
-        self.end_rx();
     }
 
     /// The guest reads no more.

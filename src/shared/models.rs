@@ -82,6 +82,22 @@ fn a_guests_end_comes_after_its_last_byte() {
     });
 }
 
+/// What is written then would be accepted, and read by nobody.
+#[test]
+fn who_has_read_the_guests_end_can_write_no_more() {
+    bounded(3).check(|| {
+        let shared = ends(4);
+        let guest = spawn(&shared, |shared| shared.guest_end());
+        let tx_data = &shared.tx_data;
+        let read = until(tx_data, || tx_data.arm(), || shared.host_read(4, |_| {}));
+        assert_eq!(read.unwrap(), 0);
+        assert_eq!(shared.host_is_writable(), Some(false));
+        let error = shared.host_write(&[IoSlice::new(&[1])]).unwrap();
+        assert_eq!(error.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+        guest.join().unwrap();
+    });
+}
+
 fn drained(shared: &ConsoleSharedState, position: u64) -> bool {
     let look = || shared.host_is_drained(position);
     until(&shared.rx_room, || shared.host_waits_for_drain(), look).is_ok()
