@@ -339,10 +339,10 @@ fn idle_streams() {
     };
     let mut streams = Vec::with_capacity(STREAMS);
     // The first one may allocate for all.
-    streams.push(tokio_krun::AgentStream::new().expect("a stream"));
+    streams.push(tokio_krun::AgentStream::pair().expect("a stream"));
     let before = (LIVE_BYTES.load(Ordering::Relaxed), descriptors());
     for _ in 1..STREAMS {
-        streams.push(tokio_krun::AgentStream::new().expect("a stream"));
+        streams.push(tokio_krun::AgentStream::pair().expect("a stream"));
     }
     let bytes = LIVE_BYTES.load(Ordering::Relaxed) - before.0;
     let descriptors = descriptors() - before.1;

@@ -28,7 +28,7 @@ fn pair() -> (Runtime, AgentStream, AgentConsoleBackend) {
         .expect("a runtime");
     let (stream, port) = {
         let _entered = runtime.enter();
-        AgentStream::new().expect("a stream")
+        AgentStream::pair().expect("a stream")
     };
     (runtime, stream, port.into_backend())
 }
@@ -110,5 +110,5 @@ fn chunks_echo(bencher: Bencher<'_, '_>, size: usize) {
 fn create_and_drop(bencher: Bencher<'_, '_>) {
     let (runtime, _stream, _backend) = pair();
     let _entered = runtime.enter();
-    bencher.bench_local(|| AgentStream::new().expect("a stream"));
+    bencher.bench_local(|| AgentStream::pair().expect("a stream"));
 }

@@ -10,7 +10,7 @@ use bytes::{BufMut, BytesMut};
 use futures::{SinkExt, StreamExt};
 use serde::{Deserialize, Serialize};
 use tokio_krun::AgentStream;
-use tokio_krun::guest::{Guest, GuestPort};
+use tokio_krun::test_util::{Guest, GuestPort};
 use tokio_util::codec::{Decoder, Encoder, Framed, LengthDelimitedCodec};
 
 #[derive(Debug, Deserialize, Serialize)]
@@ -57,7 +57,7 @@ impl Decoder for Cbor {
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
-    let (stream, port) = AgentStream::new()?;
+    let (stream, port) = AgentStream::pair()?;
     // With a VM this is `VmBuilder::console(|console| port.attach(console, "agent"))`.
     let guest = Guest::boot(port);
     let agent = tokio::spawn(agent(guest.open()?));

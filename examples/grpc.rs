@@ -10,8 +10,8 @@ use std::io;
 use futures::{Stream, StreamExt, stream};
 use hyper_util::rt::TokioIo;
 use tokio_krun::AgentStream;
-use tokio_krun::guest::{Guest, GuestPort};
-use tokio_krun::tonic::Incoming;
+use tokio_krun::test_util::{Guest, GuestPort};
+use tokio_krun::tonic014::Incoming;
 use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Request, Response, Status, Streaming};
 use tonic_prost::ProstCodec;
@@ -33,7 +33,7 @@ struct Output {
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
-    let (stream, port) = AgentStream::new()?;
+    let (stream, port) = AgentStream::pair()?;
     // With a VM this is `VmBuilder::console(|console| port.attach(console, "agent"))`.
     let guest = Guest::boot(port);
     let agent = tokio::spawn(agent(guest.open()?));

@@ -11,11 +11,11 @@ use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode, client, server};
 use hyper_util::rt::TokioIo;
 use tokio_krun::AgentStream;
-use tokio_krun::guest::{Guest, GuestPort};
+use tokio_krun::test_util::{Guest, GuestPort};
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
-    let (stream, port) = AgentStream::new()?;
+    let (stream, port) = AgentStream::pair()?;
     // With a VM this is `VmBuilder::console(|console| port.attach(console, "agent"))`.
     let guest = Guest::boot(port);
     let agent = tokio::spawn(agent(guest.open()?));

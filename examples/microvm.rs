@@ -18,7 +18,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let kernel = env::var_os("KRUNFW").ok_or("KRUNFW is not set")?;
     let root = env::var_os("GUEST_ROOT").ok_or("GUEST_ROOT is not set")?;
 
-    let (stream, port) = AgentStream::new()?;
+    let (stream, port) = AgentStream::pair()?;
     let vm = VmBuilder::new()
         .machine(|machine| machine.vcpus(1).memory_mib(256))
         .kernel(|k| k.krunfw_path(kernel).init_path("/init"))

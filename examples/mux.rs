@@ -8,13 +8,13 @@ use std::io;
 
 use futures::{AsyncReadExt, AsyncWriteExt, StreamExt, stream};
 use tokio_krun::AgentStream;
-use tokio_krun::guest::{Guest, GuestPort};
+use tokio_krun::test_util::{Guest, GuestPort};
 use tokio_util::compat::TokioAsyncReadCompatExt;
 use yamux::{Config, Connection, Mode, Stream};
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
-    let (stream, port) = AgentStream::new()?;
+    let (stream, port) = AgentStream::pair()?;
     // With a VM this is `VmBuilder::console(|console| port.attach(console, "agent"))`.
     let guest = Guest::boot(port);
     let agent = tokio::spawn(agent(guest.open()?));

@@ -6,13 +6,13 @@ use std::error::Error;
 
 use bytes::Bytes;
 use futures::{SinkExt, StreamExt};
-use tokio_krun::guest::{Guest, GuestPort};
+use tokio_krun::test_util::{Guest, GuestPort};
 use tokio_krun::{AgentPort, AgentStream};
 use tokio_util::codec::{Framed, LengthDelimitedCodec};
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
-    let (stream, port) = AgentStream::new()?;
+    let (stream, port) = AgentStream::pair()?;
     let vm = tokio::spawn(run_vm(port));
 
     let mut frames = Framed::new(stream, LengthDelimitedCodec::new());

@@ -19,7 +19,7 @@ use std::io;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{Duration, timeout};
-use tokio_krun::{AgentStream, guest::Guest};
+use tokio_krun::{AgentStream, test_util::Guest};
 
 type Result<T = ()> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
@@ -83,7 +83,7 @@ async fn serve(
 #[tokio::main]
 async fn main() -> Result {
     let rounds = std::env::args().nth(1).map_or(Ok(200), |n| n.parse())?;
-    let (stream, port) = AgentStream::new()?;
+    let (stream, port) = AgentStream::pair()?;
     // With a VM this is `VmBuilder::console(|console| port.attach(console, "agent"))`.
     let vm = tokio::spawn(agent::run(Guest::boot(port)));
     let (listener, address) = local::Listener::bind()?;

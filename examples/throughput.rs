@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio_krun::guest::{Guest, GuestPort};
+use tokio_krun::test_util::{Guest, GuestPort};
 use tokio_krun::{AgentStream, Stats};
 
 const MIB: usize = 1024 * 1024;
@@ -20,7 +20,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let amount = std::env::args()
         .nth(1)
         .map_or(Ok(1024), |mib| mib.parse())?;
-    let (mut stream, port) = AgentStream::new()?;
+    let (mut stream, port) = AgentStream::pair()?;
     let guest = Guest::boot(port);
     let mut agent = guest.open()?;
 

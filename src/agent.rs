@@ -5,7 +5,7 @@
 //!
 //! ```toml
 //! [dependencies]
-//! tokio-krun = { version = "0.1", default-features = false, features = ["guest"] }
+//! tokio-krun = { version = "0.1", default-features = false, features = ["agent"] }
 //! ```
 //!
 //! It is [`AsyncRead`] + [`AsyncWrite`] as the host's [`AgentStream`](crate::AgentStream) is, so both sides can

@@ -55,10 +55,10 @@ pin_project_lite::pin_project! {
     /// use bytes::Bytes;
     /// use futures::{SinkExt, StreamExt};
     /// use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    /// use tokio_krun::{AgentStream, Chunks, guest::Guest};
+    /// use tokio_krun::{AgentStream, Chunks, test_util::Guest};
     ///
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
-    /// let (stream, port) = AgentStream::new()?;
+    /// let (stream, port) = AgentStream::pair()?;
     /// let guest = Guest::boot(port);
     /// let mut agent = guest.open()?;
     /// let mut chunks = Chunks::new(stream);
@@ -90,9 +90,9 @@ impl<S> Chunks<S> {
     /// ```
     /// # use futures::StreamExt;
     /// # use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    /// # use tokio_krun::{AgentStream, Chunks, guest::Guest};
+    /// # use tokio_krun::{AgentStream, Chunks, test_util::Guest};
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
-    /// # let (mut stream, port) = AgentStream::new()?;
+    /// # let (mut stream, port) = AgentStream::pair()?;
     /// # let guest = Guest::boot(port);
     /// # let mut agent = guest.open()?;
     /// agent.write_all(b"\x04body").await?;
@@ -118,9 +118,9 @@ impl<S> Chunks<S> {
     /// ```
     /// # use futures::StreamExt;
     /// # use tokio::io::AsyncWriteExt;
-    /// # use tokio_krun::{AgentStream, Chunks, guest::Guest};
+    /// # use tokio_krun::{AgentStream, Chunks, test_util::Guest};
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
-    /// # let (stream, port) = AgentStream::new()?;
+    /// # let (stream, port) = AgentStream::pair()?;
     /// # let guest = Guest::boot(port);
     /// # let mut agent = guest.open()?;
     /// let mut chunks = Chunks::new(stream);
@@ -141,9 +141,9 @@ impl<S> Chunks<S> {
     /// # use bytes::Bytes;
     /// # use futures::SinkExt;
     /// # use tokio::io::AsyncReadExt;
-    /// # use tokio_krun::{AgentStream, Chunks, guest::Guest};
+    /// # use tokio_krun::{AgentStream, Chunks, test_util::Guest};
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
-    /// # let (stream, port) = AgentStream::new()?;
+    /// # let (stream, port) = AgentStream::pair()?;
     /// # let guest = Guest::boot(port);
     /// # let mut agent = guest.open()?;
     /// let mut chunks = Chunks::new(stream);
@@ -167,9 +167,9 @@ impl<S> Chunks<S> {
     /// # use bytes::Bytes;
     /// # use futures::SinkExt;
     /// # use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    /// # use tokio_krun::{AgentStream, Chunks, guest::Guest};
+    /// # use tokio_krun::{AgentStream, Chunks, test_util::Guest};
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
-    /// # let (stream, port) = AgentStream::new()?;
+    /// # let (stream, port) = AgentStream::pair()?;
     /// # let guest = Guest::boot(port);
     /// # let mut agent = guest.open()?;
     /// let mut chunks = Chunks::new(stream);
@@ -200,7 +200,7 @@ impl<S> Chunks<S> {
 /// # use std::io;
 /// # use futures::StreamExt;
 /// # use tokio::io::AsyncWriteExt;
-/// # use tokio_krun::{AgentStream, Chunks, ReadChunks, guest::Guest};
+/// # use tokio_krun::{AgentStream, Chunks, ReadChunks, test_util::Guest};
 /// /// Reads to the end, from a stream or a half of one.
 /// async fn count(source: impl ReadChunks) -> io::Result<usize> {
 ///     let mut chunks = Chunks::new(source);
@@ -212,7 +212,7 @@ impl<S> Chunks<S> {
 /// }
 ///
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
-/// # let (mut stream, port) = AgentStream::new()?;
+/// # let (mut stream, port) = AgentStream::pair()?;
 /// # let guest = Guest::boot(port);
 /// # guest.open()?.write_all(b"hello").await?;
 /// # guest.drained().await;
@@ -232,7 +232,7 @@ pub trait ReadChunks: sealed::AsHost {}
 /// # use bytes::Bytes;
 /// # use futures::{SinkExt, StreamExt, stream};
 /// # use tokio::io::AsyncReadExt;
-/// # use tokio_krun::{AgentStream, Chunks, WriteChunks, guest::Guest};
+/// # use tokio_krun::{AgentStream, Chunks, WriteChunks, test_util::Guest};
 /// /// Sends pages to a stream or a half of one, without a copy.
 /// async fn send(pages: Vec<Bytes>, target: impl WriteChunks) -> io::Result<()> {
 ///     let mut pages = stream::iter(pages).map(Ok);
@@ -240,7 +240,7 @@ pub trait ReadChunks: sealed::AsHost {}
 /// }
 ///
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
-/// # let (stream, port) = AgentStream::new()?;
+/// # let (stream, port) = AgentStream::pair()?;
 /// # let guest = Guest::boot(port);
 /// # let mut agent = guest.open()?;
 /// let (read, mut write) = stream.into_split();

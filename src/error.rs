@@ -27,7 +27,7 @@ use std::io;
 /// use tokio_krun::{AgentStream, Error};
 ///
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
-/// # let (mut stream, port) = AgentStream::new()?;
+/// # let (mut stream, port) = AgentStream::pair()?;
 /// stream.shutdown().await?;
 /// let error = stream.write_all(b"too late").await.unwrap_err();
 /// let source = error.get_ref().and_then(|source| source.downcast_ref());

@@ -19,7 +19,7 @@
 //! use tokio_krun::AgentStream;
 //! use tokio_util::codec::{Framed, LengthDelimitedCodec};
 //!
-//! let (stream, port) = AgentStream::new()?;
+//! let (stream, port) = AgentStream::pair()?;
 //! let vm = VmBuilder::new()
 //!     .fs(|fs| fs.root("/path/to/rootfs"))
 //!     .exec(|exec| exec.path("/agent"))
@@ -135,12 +135,12 @@
 //!
 //! # Testing without a VM
 //!
-//! With the feature `test-util`, [`guest::Guest`] runs krun's calls in this process, on two threads as krun does, so that what a
+//! With the feature `test-util`, [`test_util::Guest`] runs krun's calls in this process, on two threads as krun does, so that what a
 //! test of a host program sees is the stream itself and no imitation of it:
 //!
 //! ```
 //! use tokio::io::{AsyncReadExt, AsyncWriteExt};
-//! use tokio_krun::{AgentStream, guest::Guest};
+//! use tokio_krun::{AgentStream, test_util::Guest};
 //!
 //! /// What is to be tested: any code that takes a stream.
 //! async fn uptime(mut agent: AgentStream) -> std::io::Result<u64> {
@@ -153,7 +153,7 @@
 //! # */
 //! # #[tokio::main(flavor = "current_thread")]
 //! async fn uptime_is_asked_for() {
-//!     let (stream, port) = AgentStream::new().unwrap();
+//!     let (stream, port) = AgentStream::pair().unwrap();
 //!     let guest = Guest::boot(port);
 //!     let mut agent = guest.open().unwrap();
 //!     let host = tokio::spawn(uptime(stream));
@@ -170,7 +170,7 @@
 //! A guest that powers off takes along what its device still has, here as in a VM: a test in which the agent's last words
 //! count waits for `Guest::drained` first.
 //!
-//! [`guest::Guest`]: https://docs.rs/tokio-krun/latest/tokio_krun/guest/struct.Guest.html
+//! [`test_util::Guest`]: https://docs.rs/tokio-krun/latest/tokio_krun/test_util/struct.Guest.html
 //!
 //! # Troubleshooting
 //!
@@ -219,14 +219,11 @@
 #![warn(missing_docs, unreachable_pub)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
-#[cfg(all(feature = "guest", target_os = "linux", not(tokio_krun_loom)))]
-#[cfg_attr(docsrs, doc(cfg(all(feature = "guest", target_os = "linux"))))]
+#[cfg(all(feature = "agent", target_os = "linux", not(tokio_krun_loom)))]
+#[cfg_attr(docsrs, doc(cfg(all(feature = "agent", target_os = "linux"))))]
 pub mod agent;
 mod chunks;
 mod error;
-#[cfg(feature = "test-util")]
-#[cfg_attr(docsrs, doc(cfg(feature = "test-util")))]
-pub mod guest;
 mod host;
 mod methods;
 #[cfg(all(test, tokio_krun_loom))]
@@ -239,9 +236,12 @@ mod stats;
 mod stream;
 mod sync;
 mod sys;
-#[cfg(feature = "tonic")]
-#[cfg_attr(docsrs, doc(cfg(feature = "tonic")))]
-pub mod tonic;
+#[cfg(feature = "test-util")]
+#[cfg_attr(docsrs, doc(cfg(feature = "test-util")))]
+pub mod test_util;
+#[cfg(feature = "tonic014")]
+#[cfg_attr(docsrs, doc(cfg(feature = "tonic014")))]
+pub mod tonic014;
 mod trace;
 
 /// Its examples compile.
@@ -249,7 +249,7 @@ mod trace;
 #[doc = include_str!("../docs/migration.md")]
 struct Migration;
 
-#[cfg(all(doctest, target_os = "linux", feature = "msb_krun", feature = "guest"))]
+#[cfg(all(doctest, target_os = "linux", feature = "msb_krun", feature = "agent"))]
 #[doc = include_str!("../README.md")]
 struct Readme;
 

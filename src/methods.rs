@@ -22,9 +22,9 @@ macro_rules! read_methods {
         /// use std::io::ErrorKind;
         ///
         /// # use tokio::io::AsyncWriteExt;
-        /// # use tokio_krun::{AgentStream, guest::Guest};
+        /// # use tokio_krun::{AgentStream, test_util::Guest};
         /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
-        /// # let (stream, port) = AgentStream::new()?;
+        /// # let (stream, port) = AgentStream::pair()?;
         /// # let guest = Guest::boot(port);
         /// # let mut agent = guest.open()?;
         /// agent.write_all(b"hello").await?;
@@ -57,10 +57,10 @@ macro_rules! read_methods {
         /// use std::task::Poll;
         ///
         /// # use tokio::io::AsyncWriteExt;
-        /// # use tokio_krun::{AgentStream, guest::Guest};
+        /// # use tokio_krun::{AgentStream, test_util::Guest};
         /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
-        /// # let (quiet, _port) = AgentStream::new()?;
-        /// # let (stream, port) = AgentStream::new()?;
+        /// # let (quiet, _port) = AgentStream::pair()?;
+        /// # let (stream, port) = AgentStream::pair()?;
         /// # let guest = Guest::boot(port);
         /// # let mut agent = guest.open()?;
         /// // Which of several agents has something to say?
@@ -93,9 +93,9 @@ macro_rules! read_methods {
         /// use std::io::ErrorKind;
         ///
         /// # use tokio::io::AsyncWriteExt;
-        /// # use tokio_krun::{AgentStream, guest::Guest};
+        /// # use tokio_krun::{AgentStream, test_util::Guest};
         /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
-        /// # let (stream, port) = AgentStream::new()?;
+        /// # let (stream, port) = AgentStream::pair()?;
         /// # let guest = Guest::boot(port);
         /// # let mut agent = guest.open()?;
         /// let mut buf = [0; 64];
@@ -125,9 +125,9 @@ macro_rules! read_methods {
         ///
         /// ```
         /// # use tokio::io::AsyncWriteExt;
-        /// # use tokio_krun::{AgentStream, guest::Guest};
+        /// # use tokio_krun::{AgentStream, test_util::Guest};
         /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
-        /// # let (stream, port) = AgentStream::new()?;
+        /// # let (stream, port) = AgentStream::pair()?;
         /// # let guest = Guest::boot(port);
         /// # let mut agent = guest.open()?;
         /// let mut received = Vec::new();
@@ -155,9 +155,9 @@ macro_rules! read_methods {
         /// use std::io::IoSliceMut;
         ///
         /// # use tokio::io::AsyncWriteExt;
-        /// # use tokio_krun::{AgentStream, guest::Guest};
+        /// # use tokio_krun::{AgentStream, test_util::Guest};
         /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
-        /// # let (stream, port) = AgentStream::new()?;
+        /// # let (stream, port) = AgentStream::pair()?;
         /// # let guest = Guest::boot(port);
         /// # let mut agent = guest.open()?;
         /// agent.write_all(b"\0\x05hello").await?;
@@ -203,15 +203,15 @@ macro_rules! read_methods {
         ///
         /// use tokio::time::timeout;
         ///
-        /// # use tokio_krun::{AgentStream, guest::Guest};
+        /// # use tokio_krun::{AgentStream, test_util::Guest};
         /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
-        /// let (stream, port) = AgentStream::new()?;
+        /// let (stream, port) = AgentStream::pair()?;
         /// let guest = Guest::boot(port);
         /// let agent = guest.open()?;
         /// timeout(Duration::from_secs(60), stream.guest_opened()).await??;
         ///
         /// // A VM that ends before its agent has started.
-        /// let (stream, port) = AgentStream::new()?;
+        /// let (stream, port) = AgentStream::pair()?;
         /// drop(Guest::boot(port));
         /// let error = stream.guest_opened().await.unwrap_err();
         /// assert_eq!(error.kind(), ErrorKind::BrokenPipe);
@@ -231,9 +231,9 @@ macro_rules! read_methods {
         /// use tokio::time::timeout;
         ///
         /// # use tokio::io::AsyncReadExt;
-        /// # use tokio_krun::{AgentStream, guest::Guest};
+        /// # use tokio_krun::{AgentStream, test_util::Guest};
         /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
-        /// # let (mut stream, port) = AgentStream::new()?;
+        /// # let (mut stream, port) = AgentStream::pair()?;
         /// # let guest = Guest::boot(port);
         /// let limit = Duration::from_millis(20);
         /// if timeout(limit, stream.read_u8()).await.is_err() {
@@ -274,9 +274,9 @@ macro_rules! write_methods {
         /// use std::io::ErrorKind;
         ///
         /// # use tokio::io::AsyncReadExt;
-        /// # use tokio_krun::{AgentStream, guest::Guest};
+        /// # use tokio_krun::{AgentStream, test_util::Guest};
         /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
-        /// # let (stream, port) = AgentStream::new()?;
+        /// # let (stream, port) = AgentStream::pair()?;
         /// # let guest = Guest::boot(port);
         /// # let mut agent = guest.open()?;
         /// let mut rest = &b"request"[..];
@@ -311,8 +311,8 @@ macro_rules! write_methods {
         ///
         /// # use tokio_krun::AgentStream;
         /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
-        /// # let (busy, _busy_port) = AgentStream::new()?;
-        /// # let (idle, _idle_port) = AgentStream::new()?;
+        /// # let (busy, _busy_port) = AgentStream::pair()?;
+        /// # let (idle, _idle_port) = AgentStream::pair()?;
         /// // Which of several agents can take more work?
         /// while busy.try_write(&[0; 64 * 1024]).is_ok() {}
         /// let streams = [busy, idle];
@@ -346,7 +346,7 @@ macro_rules! write_methods {
         /// use tokio_krun::{AgentStream, Options};
         ///
         /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
-        /// let (stream, port) = AgentStream::new()?;
+        /// let (stream, port) = AgentStream::pair()?;
         /// let message = vec![0; 5 * 1024 * 1024];
         /// let written = stream.try_write(&message)?;
         /// assert_eq!(written, Options::DEFAULT_CAPACITY);
@@ -372,9 +372,9 @@ macro_rules! write_methods {
         /// use std::io::IoSlice;
         ///
         /// # use tokio::io::AsyncReadExt;
-        /// # use tokio_krun::{AgentStream, guest::Guest};
+        /// # use tokio_krun::{AgentStream, test_util::Guest};
         /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
-        /// # let (stream, port) = AgentStream::new()?;
+        /// # let (stream, port) = AgentStream::pair()?;
         /// # let guest = Guest::boot(port);
         /// # let mut agent = guest.open()?;
         /// let body = b"hello";
@@ -412,9 +412,9 @@ macro_rules! write_methods {
         ///
         /// ```
         /// # use tokio::io::AsyncWriteExt;
-        /// # use tokio_krun::{AgentStream, guest::Guest};
+        /// # use tokio_krun::{AgentStream, test_util::Guest};
         /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
-        /// # let (mut stream, port) = AgentStream::new()?;
+        /// # let (mut stream, port) = AgentStream::pair()?;
         /// # let guest = Guest::boot(port);
         /// # let agent = guest.open()?;
         /// stream.write_all(b"prepare for a checkpoint").await?;
@@ -441,9 +441,9 @@ macro_rules! write_methods {
         /// use std::io::ErrorKind;
         ///
         /// # use tokio::io::{AsyncReadExt, AsyncWriteExt};
-        /// # use tokio_krun::{AgentStream, guest::Guest};
+        /// # use tokio_krun::{AgentStream, test_util::Guest};
         /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
-        /// # let (mut stream, port) = AgentStream::new()?;
+        /// # let (mut stream, port) = AgentStream::pair()?;
         /// # let guest = Guest::boot(port);
         /// # let mut agent = guest.open()?;
         /// stream.write_all(b"goodbye").await?;
@@ -484,9 +484,9 @@ macro_rules! common_methods {
         /// ```
         /// use tokio::io::Interest;
         ///
-        /// # use tokio_krun::{AgentStream, guest::Guest};
+        /// # use tokio_krun::{AgentStream, test_util::Guest};
         /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
-        /// # let (stream, port) = AgentStream::new()?;
+        /// # let (stream, port) = AgentStream::pair()?;
         /// # let guest = Guest::boot(port);
         /// # let agent = guest.open()?;
         /// let ready = stream.ready(Interest::READABLE | Interest::WRITABLE).await?;
@@ -510,9 +510,9 @@ macro_rules! common_methods {
         ///
         /// ```
         /// # use tokio::io::AsyncWriteExt;
-        /// # use tokio_krun::{AgentStream, guest::Guest};
+        /// # use tokio_krun::{AgentStream, test_util::Guest};
         /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
-        /// # let (mut stream, port) = AgentStream::new()?;
+        /// # let (mut stream, port) = AgentStream::pair()?;
         /// # let guest = Guest::boot(port);
         /// # let agent = guest.open()?;
         /// stream.write_all(b"request").await?;

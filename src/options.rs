@@ -159,7 +159,7 @@ impl Options {
     ///
     /// ```
     /// # use tokio::io::AsyncWriteExt;
-    /// # use tokio_krun::{Options, guest::Guest};
+    /// # use tokio_krun::{Options, test_util::Guest};
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
     /// let (stream, port) = Options::new().hang_up_on_drop(false).create()?;
     /// let guest = Guest::boot(port);
@@ -259,7 +259,7 @@ impl Options {
     ///
     /// ```
     /// # use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    /// # use tokio_krun::{Options, guest::Guest};
+    /// # use tokio_krun::{Options, test_util::Guest};
     /// use tokio::runtime::Runtime;
     ///
     /// # fn main() -> std::io::Result<()> {

@@ -29,7 +29,7 @@ use crate::sys::{GuestEnd, KrunEnd, PortOptions};
 /// # use tokio::io::{AsyncReadExt, AsyncWriteExt};
 /// # use tokio_krun::AgentStream;
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
-/// let (mut stream, port) = AgentStream::new()?;
+/// let (mut stream, port) = AgentStream::pair()?;
 /// drop(port); // as when the VM could not be built
 ///
 /// assert_eq!(stream.read(&mut [0; 64]).await?, 0);
@@ -70,7 +70,7 @@ impl AgentPort {
     /// use tokio_krun::AgentStream;
     ///
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let (stream, port) = AgentStream::new()?;
+    /// let (stream, port) = AgentStream::pair()?;
     /// let vm = VmBuilder::new()
     ///     .console(|console| port.attach(console, "agent"))
     ///     .build()?;
@@ -93,7 +93,7 @@ impl AgentPort {
     /// use tokio_krun::AgentStream;
     ///
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let (stream, port) = AgentStream::new()?;
+    /// let (stream, port) = AgentStream::pair()?;
     /// let options = ConsolePortOptions::new().queue_size(256); // descriptors each way; krun's default is 32
     /// let vm = VmBuilder::new()
     ///     .console(|console| port.attach_with_options(console, "agent", options))
@@ -118,10 +118,10 @@ impl AgentPort {
     /// ```
     /// # use futures::StreamExt;
     /// # use tokio::io::AsyncWriteExt;
-    /// # use tokio_krun::{AgentStream, guest::Guest};
+    /// # use tokio_krun::{AgentStream, test_util::Guest};
     /// # use tokio_util::codec::{FramedRead, LinesCodec};
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let (stream, port) = AgentStream::new()?;
+    /// let (stream, port) = AgentStream::pair()?;
     /// let handle = port.handle(); // before the VM has the port, and the codec the stream
     /// let guest = Guest::boot(port);
     /// let mut lines = FramedRead::new(stream, LinesCodec::new());
@@ -179,7 +179,7 @@ impl AgentPort {
     /// use tokio_krun::AgentStream;
     ///
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let (stream, port) = AgentStream::new()?;
+    /// let (stream, port) = AgentStream::pair()?;
     /// let vm = VmBuilder::new()
     ///     .on_exit(port.exit_hook(Duration::from_secs(10)))
     ///     .console(|console| port.attach(console, "agent"))
@@ -206,8 +206,8 @@ impl AgentPort {
     /// use tokio_krun::{AgentPort, AgentStream};
     ///
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
-    /// let (mut control, control_port) = AgentStream::new()?;
-    /// let (mut logs, logs_port) = AgentStream::new()?;
+    /// let (mut control, control_port) = AgentStream::pair()?;
+    /// let (mut logs, logs_port) = AgentStream::pair()?;
     /// let ports = [&control_port, &logs_port];
     /// let hook = AgentPort::exit_hook_for(ports, Duration::from_secs(10));
     ///
@@ -256,7 +256,7 @@ fn exit_hook_for(ports: Vec<GuestEnd>, limit: Duration) -> impl Fn(i32) + Send +
 /// }
 ///
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
-/// let (mut stream, port) = AgentStream::new()?;
+/// let (mut stream, port) = AgentStream::pair()?;
 /// let handle = port.handle();
 /// stream.write_all(b"hello").await?; // the VM has not started yet
 /// assert_eq!(metric("web", &handle), "agent_unread_bytes{vm=\"web\"} 5");
@@ -290,7 +290,7 @@ impl PortHandle {
     ///
     /// ```
     /// # use tokio::io::AsyncWriteExt;
-    /// # use tokio_krun::{Options, guest::Guest};
+    /// # use tokio_krun::{Options, test_util::Guest};
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
     /// let (stream, port) = Options::new().capacity(32 * 1024).create()?;
     /// let handle = port.handle();
@@ -299,7 +299,7 @@ impl PortHandle {
     /// guest.open()?.write_all(&[0; 48 * 1024]).await?;
     ///
     /// handle.quiesce();
-    /// guest.pause().await; // without that it would never come to rest
+    /// guest.stop_workers().await; // without that it would never come to rest
     /// assert_eq!(stream.stats().tx.discarded, 0);
     /// # Ok(()) }
     /// ```
@@ -313,7 +313,7 @@ impl PortHandle {
     ///
     /// ```
     /// # use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    /// # use tokio_krun::{Options, guest::Guest};
+    /// # use tokio_krun::{Options, test_util::Guest};
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
     /// # let (mut stream, port) = Options::new().capacity(32 * 1024).create()?;
     /// # let handle = port.handle();
@@ -322,8 +322,8 @@ impl PortHandle {
     /// # agent.write_all(&[0; 48 * 1024]).await?;
     /// // A checkpoint, of a VM whose host does not read meanwhile.
     /// handle.quiesce();
-    /// guest.pause().await;
-    /// guest.resume()?;
+    /// guest.stop_workers().await;
+    /// guest.start_workers()?;
     /// handle.resume();
     /// // All that was on its way is still there.
     /// stream.read_exact(&mut vec![0; 48 * 1024]).await?;
@@ -339,9 +339,9 @@ impl PortHandle {
     ///
     /// ```
     /// # use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    /// # use tokio_krun::{AgentStream, Options, guest::Guest};
+    /// # use tokio_krun::{AgentStream, Options, test_util::Guest};
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
-    /// # let (mut stream, port) = AgentStream::new()?;
+    /// # let (mut stream, port) = AgentStream::pair()?;
     /// # let handle = port.handle();
     /// # let guest = Guest::boot(port);
     /// # let mut agent = guest.open()?;

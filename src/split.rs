@@ -19,10 +19,10 @@ use crate::stream::AgentStream;
 ///
 /// ```
 /// use tokio::io::{AsyncBufReadExt, AsyncWriteExt};
-/// use tokio_krun::{AgentStream, guest::Guest};
+/// use tokio_krun::{AgentStream, test_util::Guest};
 ///
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
-/// # let (mut stream, port) = AgentStream::new()?;
+/// # let (mut stream, port) = AgentStream::pair()?;
 /// # let guest = Guest::boot(port);
 /// # let mut agent = guest.open()?;
 /// let (read, mut write) = AgentStream::split(&mut stream); // `AsyncBufReadExt` has a `split` too
@@ -46,7 +46,7 @@ pub struct ReadHalf<'a> {
 ///
 /// ```
 /// use tokio::io::{AsyncReadExt, AsyncWriteExt};
-/// use tokio_krun::{AgentStream, WriteHalf, guest::Guest};
+/// use tokio_krun::{AgentStream, WriteHalf, test_util::Guest};
 ///
 /// async fn ask(agent: &mut WriteHalf<'_>, question: &str) -> std::io::Result<()> {
 ///     agent.write_u16(question.len() as u16).await?;
@@ -54,7 +54,7 @@ pub struct ReadHalf<'a> {
 /// }
 ///
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
-/// # let (mut stream, port) = AgentStream::new()?;
+/// # let (mut stream, port) = AgentStream::pair()?;
 /// # let guest = Guest::boot(port);
 /// # let mut agent = guest.open()?;
 /// # agent.write_u64(42).await?;
@@ -107,9 +107,9 @@ impl<'a> WriteHalf<'a> {
 ///
 /// ```
 /// # use tokio::io::{AsyncReadExt, AsyncWriteExt};
-/// # use tokio_krun::{AgentStream, guest::Guest};
+/// # use tokio_krun::{AgentStream, test_util::Guest};
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
-/// # let (stream, port) = AgentStream::new()?;
+/// # let (stream, port) = AgentStream::pair()?;
 /// # let guest = Guest::boot(port);
 /// # let mut agent = guest.open()?;
 /// let (read, mut write) = stream.into_split();
@@ -137,9 +137,9 @@ pub struct OwnedReadHalf {
 ///
 /// ```
 /// # use tokio::io::{AsyncReadExt, AsyncWriteExt};
-/// # use tokio_krun::{AgentStream, guest::Guest};
+/// # use tokio_krun::{AgentStream, test_util::Guest};
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
-/// # let (stream, port) = AgentStream::new()?;
+/// # let (stream, port) = AgentStream::pair()?;
 /// # let guest = Guest::boot(port);
 /// # let mut agent = guest.open()?;
 /// let (mut read, mut write) = stream.into_split();
@@ -189,9 +189,9 @@ impl OwnedReadHalf {
     ///
     /// ```
     /// # use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    /// # use tokio_krun::{AgentStream, guest::Guest};
+    /// # use tokio_krun::{AgentStream, test_util::Guest};
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// # let (stream, port) = AgentStream::new()?;
+    /// # let (stream, port) = AgentStream::pair()?;
     /// # let guest = Guest::boot(port);
     /// # let mut agent = guest.open()?;
     /// // A handshake in which both sides speak first.
@@ -222,9 +222,9 @@ impl OwnedReadHalf {
     ///
     /// ```
     /// # use tokio::io::AsyncWriteExt;
-    /// # use tokio_krun::{AgentStream, guest::Guest};
+    /// # use tokio_krun::{AgentStream, test_util::Guest};
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
-    /// # let (stream, port) = AgentStream::new()?;
+    /// # let (stream, port) = AgentStream::pair()?;
     /// # let guest = Guest::boot(port);
     /// # let mut agent = guest.open()?;
     /// let (read, write) = stream.into_split();
@@ -259,9 +259,9 @@ impl OwnedWriteHalf {
     ///
     /// ```
     /// # use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    /// # use tokio_krun::{AgentStream, guest::Guest};
+    /// # use tokio_krun::{AgentStream, test_util::Guest};
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// # let (stream, port) = AgentStream::new()?;
+    /// # let (stream, port) = AgentStream::pair()?;
     /// # let guest = Guest::boot(port);
     /// # let mut agent = guest.open()?;
     /// # agent.write_u8(2).await?;
@@ -287,12 +287,12 @@ impl OwnedWriteHalf {
     /// use tokio_krun::AgentStream;
     ///
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
-    /// let (stream, _port) = AgentStream::new()?;
+    /// let (stream, _port) = AgentStream::pair()?;
     /// let (read, write) = stream.into_split();
     /// write.forget();
     /// assert!(!read.ready(Interest::WRITABLE).await?.is_write_closed());
     ///
-    /// let (stream, _port) = AgentStream::new()?;
+    /// let (stream, _port) = AgentStream::pair()?;
     /// let (read, write) = stream.into_split();
     /// drop(write);
     /// assert!(read.ready(Interest::WRITABLE).await?.is_write_closed());
@@ -341,8 +341,8 @@ impl_write!(OwnedWriteHalf);
 /// use tokio_krun::{AgentStream, ReuniteError};
 ///
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let (first, _port) = AgentStream::new()?;
-/// let (second, _port) = AgentStream::new()?;
+/// let (first, _port) = AgentStream::pair()?;
+/// let (second, _port) = AgentStream::pair()?;
 /// let (read, write) = first.into_split();
 /// let (other_read, other_write) = second.into_split();
 ///

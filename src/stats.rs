@@ -22,7 +22,7 @@
 /// }
 ///
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
-/// # let (mut stream, port) = AgentStream::new()?;
+/// # let (mut stream, port) = AgentStream::pair()?;
 /// stream.write_all(b"request").await?;
 /// assert_eq!(blame(stream.stats()), "the guest does not read");
 /// # Ok(()) }
@@ -49,7 +49,7 @@ pub struct Stats {
 /// }
 ///
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
-/// # let (mut stream, port) = AgentStream::new()?;
+/// # let (mut stream, port) = AgentStream::pair()?;
 /// stream.write_all(&[0; 1024 * 1024]).await?; // nobody reads yet
 /// assert_eq!(percent_full(stream.stats().rx), 25);
 /// assert_eq!(percent_full(stream.stats().tx), 0);

@@ -79,7 +79,7 @@ use crate::split::{self, OwnedReadHalf, OwnedWriteHalf, ReadHalf, WriteHalf};
 /// | `split`, `into_split`, `reunite`, `forget` | the same, but see [`split`](Self::split) beside `AsyncBufReadExt`. Unlike a `UnixStream`'s, `OwnedReadHalf` has `forget` too, as dropping it says something here |
 /// | `AsyncRead`, `AsyncWrite` with vectored writes | the same, but `shutdown` is not seen by the peer, see [Ends](#ends) |
 /// | `AsRef<UnixStream>` of the owned halves | none: each half has the methods of its own direction |
-/// | `pair` | [`new`](Self::new), and [`Options::create`]: the other end is an [`AgentPort`], not a stream |
+/// | `pair` | [`pair`](Self::pair), and [`Options::create`]: the other end is an [`AgentPort`], not a stream |
 /// | `connect`, `from_std`, `into_std`, `as_raw_fd` | none: there is no socket, and the bytes pass through no descriptor |
 /// | `try_io`, `async_io` | none: they are for system calls of the caller's own on that descriptor |
 /// | `peek` (`TcpStream`) | [`fill_buf`](https://docs.rs/tokio/1/tokio/io/trait.AsyncBufReadExt.html#method.fill_buf), of `AsyncBufRead`, which tokio's streams lack |
@@ -95,10 +95,10 @@ use crate::split::{self, OwnedReadHalf, OwnedWriteHalf, ReadHalf, WriteHalf};
 ///
 /// ```
 /// use tokio::io::{AsyncReadExt, AsyncWriteExt};
-/// use tokio_krun::{AgentStream, guest::Guest};
+/// use tokio_krun::{AgentStream, test_util::Guest};
 ///
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
-/// let (mut stream, port) = AgentStream::new()?;
+/// let (mut stream, port) = AgentStream::pair()?;
 /// let guest = Guest::boot(port);
 /// let mut agent = guest.open()?;
 ///
@@ -136,9 +136,9 @@ impl AgentStream {
     ///
     /// ```
     /// # use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    /// # use tokio_krun::{AgentStream, guest::Guest};
+    /// # use tokio_krun::{AgentStream, test_util::Guest};
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
-    /// let (mut stream, port) = AgentStream::new()?;
+    /// let (mut stream, port) = AgentStream::pair()?;
     /// stream.write_all(b"configuration").await?; // kept until the agent is there
     ///
     /// let guest = Guest::boot(port); // with a VM: `port.attach(console, "agent")`
@@ -149,7 +149,7 @@ impl AgentStream {
     /// # Ok(()) }
     /// ```
     #[track_caller]
-    pub fn new() -> Result<(Self, AgentPort), Error> {
+    pub fn pair() -> Result<(Self, AgentPort), Error> {
         Options::new().create()
     }
 
@@ -182,9 +182,9 @@ impl AgentStream {
     ///
     /// ```
     /// # use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    /// # use tokio_krun::{AgentStream, guest::Guest};
+    /// # use tokio_krun::{AgentStream, test_util::Guest};
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
-    /// # let (mut stream, port) = AgentStream::new()?;
+    /// # let (mut stream, port) = AgentStream::pair()?;
     /// # let guest = Guest::boot(port);
     /// # let (mut from_host, mut to_host) = tokio::io::split(guest.open()?);
     /// # tokio::spawn(async move { tokio::io::copy(&mut from_host, &mut to_host).await });
@@ -209,9 +209,9 @@ impl AgentStream {
     ///
     /// ```
     /// # use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    /// # use tokio_krun::{AgentStream, guest::Guest};
+    /// # use tokio_krun::{AgentStream, test_util::Guest};
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
-    /// # let (stream, port) = AgentStream::new()?;
+    /// # let (stream, port) = AgentStream::pair()?;
     /// # let guest = Guest::boot(port);
     /// # let (mut from_host, mut to_host) = tokio::io::split(guest.open()?);
     /// # tokio::spawn(async move { tokio::io::copy(&mut from_host, &mut to_host).await });

@@ -19,7 +19,7 @@ use common::{SMALL, asleep, fill, is_would_block, many, pair, pattern, watchdog}
 use futures::{SinkExt, StreamExt};
 use rustix::event::Timespec;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio_krun::guest::Guest;
+use tokio_krun::test_util::Guest;
 use tokio_krun::{AgentConsoleBackend, AgentStream, Chunks, Options};
 use tokio_test::assert_pending;
 
@@ -456,7 +456,7 @@ async fn rule_11_a_panic_on_the_hosts_side_does_not_reach_krun() {
 #[tokio::test]
 async fn rule_12_bytes_written_before_the_guest_opens_are_kept() {
     watchdog(async {
-        let (mut stream, port) = AgentStream::new().unwrap();
+        let (mut stream, port) = AgentStream::pair().unwrap();
         let sent = pattern(many(300_000));
         stream.write_all(&sent).await.unwrap();
         let guest = Guest::boot(port);
@@ -475,11 +475,11 @@ async fn rule_12_bytes_written_before_the_guest_opens_are_kept() {
 #[tokio::test]
 async fn rule_12_a_pause_before_the_guest_opens_loses_nothing() {
     watchdog(async {
-        let (mut stream, port) = AgentStream::new().unwrap();
+        let (mut stream, port) = AgentStream::pair().unwrap();
         stream.write_all(b"early").await.unwrap();
         let guest = Guest::boot(port);
-        guest.pause().await;
-        guest.resume().unwrap();
+        guest.stop_workers().await;
+        guest.start_workers().unwrap();
         assert!(!stream.has_guest_opened());
         let mut received = [0; 5];
         let mut agent = guest.open().unwrap();
@@ -546,8 +546,8 @@ async fn rule_14_nothing_is_lost_when_the_workers_are_stopped_and_started() {
             received
         });
         while !(receive_in_guest.is_finished() && receive_in_host.is_finished()) {
-            guest.pause().await;
-            guest.resume().unwrap();
+            guest.stop_workers().await;
+            guest.start_workers().unwrap();
             tokio::task::yield_now().await;
         }
         assert!(receive_in_guest.await.unwrap() == sent);

@@ -18,7 +18,7 @@ use msb_krun_devices::virtio::console::port_io::{self, PortInput, PortOutput};
 use msb_krun_utils::eventfd::{EFD_NONBLOCK, EventFd};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::runtime::Handle;
-use tokio_krun::guest::Guest;
+use tokio_krun::test_util::Guest;
 use tokio_krun::{AgentStream, Error, Options};
 use tokio_test::assert_pending;
 use vm_memory::VolatileSlice;
@@ -295,15 +295,15 @@ async fn hanging_up_keeps_what_the_guest_had_written() {
 #[tokio::test]
 async fn nothing_waits_for_what_the_guest_writes_after_the_hang_up() {
     watchdog(async {
-        let (mut stream, port) = AgentStream::new().unwrap();
+        let (mut stream, port) = AgentStream::pair().unwrap();
         let guest = Guest::boot(port);
         let mut agent = guest.open().unwrap();
-        guest.pause().await;
+        guest.stop_workers().await;
         agent.write_all(b"too late").await.unwrap();
         stream.hang_up();
         // The pipe is closed, with that still in the virtqueue.
         assert_eq!(stream.read(&mut [0; 8]).await.unwrap(), 0);
-        guest.resume().unwrap();
+        guest.start_workers().unwrap();
         guest.drained().await;
         assert_eq!(agent.read(&mut [0; 8]).await.unwrap(), 0);
         assert_broken_pipe(agent.write(b"later").await);
@@ -465,7 +465,7 @@ async fn a_stranger_is_turned_away() {
 #[tokio::test]
 async fn names_are_different_and_cannot_be_guessed() {
     let name = || {
-        let (_stream, port) = AgentStream::new().unwrap();
+        let (_stream, port) = AgentStream::pair().unwrap();
         port.into_bridge().pipe_name().to_owned()
     };
     let (first, second) = (name(), name());
@@ -513,7 +513,7 @@ async fn dropping_stream_or_port_ends_the_bridge_s_task() {
     }
     watchdog(async {
         // A port that is never attached.
-        let (mut stream, port) = AgentStream::new().unwrap();
+        let (mut stream, port) = AgentStream::pair().unwrap();
         assert_eq!(Handle::current().metrics().num_alive_tasks(), 1);
         drop(port);
         assert_eq!(stream.read(&mut [0; 8]).await.unwrap(), 0);

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use common::{SMALL, cancelled_at, counted, many, pattern, watchdog};
 use futures::{SinkExt, StreamExt};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
-use tokio_krun::guest::Guest;
+use tokio_krun::test_util::Guest;
 use tokio_krun::{Chunks, Options, OwnedReadHalf, OwnedWriteHalf};
 
 const LENGTH: usize = many(2 << 20);

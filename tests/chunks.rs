@@ -8,14 +8,14 @@ use bytes::Bytes;
 use common::{SMALL, asleep, backend, fill, is_would_block, many, pair, pattern, watchdog};
 use futures::{SinkExt, StreamExt};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
-use tokio_krun::guest::Guest;
+use tokio_krun::test_util::Guest;
 use tokio_krun::{AgentStream, Chunks, Options};
 use tokio_test::assert_pending;
 
 #[tokio::test]
 async fn lines_are_read_by_async_buf_read() {
     watchdog(async {
-        let (stream, port) = AgentStream::new().unwrap();
+        let (stream, port) = AgentStream::pair().unwrap();
         let guest = Guest::boot(port);
         let mut agent = guest.open().unwrap();
         tokio::spawn(async move {

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use common::{SMALL, backend, many, pair, pattern, watchdog};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio_krun::guest::Guest;
+use tokio_krun::test_util::Guest;
 use tokio_krun::{AgentPort, AgentStream, Options};
 use tokio_test::assert_pending;
 
@@ -21,7 +21,7 @@ fn assert_broken_pipe<T: std::fmt::Debug>(result: io::Result<T>) {
 #[tokio::test]
 async fn shutdown_delivers_and_closes_writing_without_hanging_up() {
     watchdog(async {
-        let (mut stream, port) = AgentStream::new().unwrap();
+        let (mut stream, port) = AgentStream::pair().unwrap();
         let guest = Guest::boot(port);
         let mut agent = guest.open().unwrap();
         let sent = pattern(many(300_000));
@@ -46,7 +46,7 @@ async fn shutdown_delivers_and_closes_writing_without_hanging_up() {
 #[tokio::test]
 async fn hang_up_delivers_and_then_the_guest_reads_the_end() {
     watchdog(async {
-        let (mut stream, port) = AgentStream::new().unwrap();
+        let (mut stream, port) = AgentStream::pair().unwrap();
         let guest = Guest::boot(port);
         let mut agent = guest.open().unwrap();
         agent.write_all(b"before").await.unwrap();
@@ -72,7 +72,7 @@ async fn hang_up_delivers_and_then_the_guest_reads_the_end() {
 #[tokio::test]
 async fn dropping_the_stream_hangs_up_and_discards_what_the_guest_writes() {
     watchdog(async {
-        let (mut stream, port) = AgentStream::new().unwrap();
+        let (mut stream, port) = AgentStream::pair().unwrap();
         let handle = port.handle();
         let guest = Guest::boot(port);
         let mut agent = guest.open().unwrap();
@@ -115,7 +115,7 @@ async fn dropping_without_hanging_up_discards_and_counts_and_tells_the_guest_not
 #[tokio::test]
 async fn when_the_guest_powers_off_the_host_reads_what_is_left_and_then_the_end() {
     watchdog(async {
-        let (mut stream, port) = AgentStream::new().unwrap();
+        let (mut stream, port) = AgentStream::pair().unwrap();
         let guest = Guest::boot(port);
         let mut agent = guest.open().unwrap();
         let sent = pattern(many(300_000));
@@ -154,7 +154,7 @@ async fn when_the_backend_is_dropped_waiting_reads_and_writes_end() {
 
 #[tokio::test]
 async fn when_the_port_is_dropped_unattached_the_stream_ends() {
-    let (mut stream, port) = AgentStream::new().unwrap();
+    let (mut stream, port) = AgentStream::pair().unwrap();
     drop(port);
     assert_eq!(stream.read(&mut [0; 8]).await.unwrap(), 0);
     assert_broken_pipe(stream.write(b"x").await);
@@ -184,7 +184,7 @@ async fn dropping_the_guest_with_a_full_ring_leaves_no_thread_behind() {
 #[tokio::test]
 async fn the_exit_hook_holds_the_end_back_until_the_stream_is_dropped() {
     watchdog(async {
-        let (mut stream, port) = AgentStream::new().unwrap();
+        let (mut stream, port) = AgentStream::pair().unwrap();
         let hook = port.exit_hook(Duration::MAX);
         let backend = Arc::new(backend(port));
         let sent = pattern(many(300_000));
@@ -211,8 +211,8 @@ async fn the_exit_hook_holds_the_end_back_until_the_stream_is_dropped() {
 #[tokio::test]
 async fn one_exit_hook_ends_several_streams_at_once() {
     watchdog(async {
-        let (mut first, first_port) = AgentStream::new().unwrap();
-        let (mut second, second_port) = AgentStream::new().unwrap();
+        let (mut first, first_port) = AgentStream::pair().unwrap();
+        let (mut second, second_port) = AgentStream::pair().unwrap();
         let hook = AgentPort::exit_hook_for([&first_port, &second_port], Duration::MAX);
         let krun = thread::spawn(move || hook(0));
         // The second first, with the first one held.
@@ -228,7 +228,7 @@ async fn one_exit_hook_ends_several_streams_at_once() {
 
 #[tokio::test]
 async fn the_exit_hook_waits_no_longer_than_its_limit() {
-    let (stream, port) = AgentStream::new().unwrap();
+    let (stream, port) = AgentStream::pair().unwrap();
     port.exit_hook(Duration::from_millis(1))(0);
     // It came back with the stream alive; dropped, it comes back at once however long the limit.
     drop(stream);

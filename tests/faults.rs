@@ -12,7 +12,7 @@ use common::{SMALL, pattern, watchdog};
 use futures::{FutureExt, SinkExt, StreamExt};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::runtime::Builder;
-use tokio_krun::guest::Guest;
+use tokio_krun::test_util::Guest;
 use tokio_krun::{AgentStream, Chunks};
 use tokio_test::{assert_pending, assert_ready};
 
@@ -24,7 +24,7 @@ fn a_stream_works_on_another_runtime_than_its_own() {
         .enable_io()
         .build()
         .unwrap();
-    let (mut stream, port) = home.block_on(async { AgentStream::new() }).unwrap();
+    let (mut stream, port) = home.block_on(async { AgentStream::pair() }).unwrap();
     let guest = Guest::boot(port);
     let mut agent = guest.open().unwrap();
     let echo = std::thread::spawn(move || {
@@ -64,7 +64,7 @@ fn a_runtime_that_goes_with_streams_alive_leaves_the_guest_an_end() {
         .enable_all()
         .build()
         .unwrap();
-    let (mut stream, port) = runtime.block_on(async { AgentStream::new() }).unwrap();
+    let (mut stream, port) = runtime.block_on(async { AgentStream::pair() }).unwrap();
     let guest = Guest::boot(port);
     let mut agent = guest.open().unwrap();
     runtime.spawn(async move {
@@ -403,7 +403,7 @@ mod linux {
         let runtime = Builder::new_current_thread().enable_io().build().unwrap();
         let _entered = runtime.enter();
         // What the first one opens for all.
-        drop(AgentStream::new().unwrap());
+        drop(AgentStream::pair().unwrap());
         let open = || fs::read_dir("/proc/self/fd").unwrap().count() - 1;
         // The limit is one of numbers, so there must be no gap among them.
         let mut fillers = Vec::new();
@@ -420,7 +420,7 @@ mod linux {
             // The list of the open ones is read with one more.
             limit.current = Some((before + spare) as u64);
             setrlimit(Resource::Nofile, limit).unwrap();
-            let created = AgentStream::new();
+            let created = AgentStream::pair();
             limit.current = limit.maximum;
             setrlimit(Resource::Nofile, limit).unwrap();
             match created {

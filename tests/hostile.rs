@@ -15,7 +15,7 @@ use std::thread;
 use common::{Backend, SMALL, asleep, backend, counted, is_alone, is_would_block, watchdog};
 use futures::{SinkExt, StreamExt};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
-use tokio_krun::guest::Guest;
+use tokio_krun::test_util::Guest;
 use tokio_krun::{AgentStream, Chunks, Options};
 use tokio_util::codec::{FramedRead, LengthDelimitedCodec, LinesCodec, LinesCodecError};
 

@@ -16,7 +16,7 @@ use std::time::Duration;
 use common::SMALL;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_krun::Options;
-use tokio_krun::guest::Guest;
+use tokio_krun::test_util::Guest;
 
 /// Long enough for a poll every few milliseconds, or a spin, to show many times over.
 const STRETCH: Duration = Duration::from_secs(2);

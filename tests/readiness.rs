@@ -10,7 +10,7 @@ use bytes::BytesMut;
 use common::{SMALL, fill, is_would_block, many, pair, pattern, watchdog};
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest, Ready};
 use tokio::task::JoinHandle;
-use tokio_krun::guest::Guest;
+use tokio_krun::test_util::Guest;
 use tokio_krun::{AgentStream, OwnedWriteHalf};
 use tokio_test::{assert_pending, assert_ready_ok};
 
@@ -342,7 +342,7 @@ async fn a_panicking_buffer_loses_nothing() {
 #[tokio::test]
 async fn guest_opened_resolves_at_krun_s_first_call() {
     watchdog(async {
-        let (stream, port) = AgentStream::new().unwrap();
+        let (stream, port) = AgentStream::pair().unwrap();
         let guest = Guest::boot(port);
         assert!(!stream.has_guest_opened());
         {
@@ -362,7 +362,7 @@ async fn guest_opened_resolves_at_krun_s_first_call() {
 #[tokio::test]
 async fn a_guest_that_goes_without_opening_is_an_error() {
     watchdog(async {
-        let (stream, port) = AgentStream::new().unwrap();
+        let (stream, port) = AgentStream::pair().unwrap();
         let (opened, ()) = tokio::join!(stream.guest_opened(), async { drop(port) });
         assert_eq!(opened.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
         assert!(!stream.has_guest_opened());

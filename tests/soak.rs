@@ -15,7 +15,7 @@ use bytes::{Bytes, BytesMut};
 use common::{SMALL, cancelled_at, deadline_unless_it_moves, many};
 use futures::{SinkExt, StreamExt};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
-use tokio_krun::guest::{Guest, GuestPort};
+use tokio_krun::test_util::{Guest, GuestPort};
 use tokio_krun::{Chunks, Options, OwnedReadHalf, OwnedWriteHalf};
 
 /// The longest read or write.
@@ -263,12 +263,12 @@ async fn lane(
     let mut pauses = 0;
     while !(host_writes.is_finished() && guest_writes.is_finished()) {
         if random.u8(..) < 8 {
-            guest.pause().await;
+            guest.stop_workers().await;
             pauses += 1;
             for _ in 0..random.u8(..) {
                 tokio::task::yield_now().await;
             }
-            guest.resume().unwrap();
+            guest.start_workers().unwrap();
         }
         tokio::task::yield_now().await;
     }

@@ -6,7 +6,7 @@ use std::io;
 
 use common::{SMALL, is_would_block, many, pattern, watchdog};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio_krun::guest::Guest;
+use tokio_krun::test_util::Guest;
 use tokio_krun::{AgentStream, Options, PortHandle, ReuniteError};
 use tokio_test::assert_pending;
 

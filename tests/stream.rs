@@ -13,7 +13,7 @@ use bytes::Bytes;
 use common::{Backend, SMALL, backend, fill, many, pair, pattern, watchdog};
 use futures::{SinkExt, StreamExt};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, Interest};
-use tokio_krun::guest::{Guest, GuestPort};
+use tokio_krun::test_util::{Guest, GuestPort};
 use tokio_krun::{
     AgentPort, AgentStream, Chunks, Error, Options, OwnedReadHalf, OwnedWriteHalf, PortHandle,
     ReadHalf, ReuniteError, RingStats, Stats, WriteHalf,
@@ -115,7 +115,7 @@ async fn carries_both_ways_at_once_with_busy_poll() {
 #[tokio::test]
 async fn frames_of_all_sizes_come_back_whole() {
     watchdog(async {
-        let (stream, port) = AgentStream::new().unwrap();
+        let (stream, port) = AgentStream::pair().unwrap();
         let guest = Guest::boot(port);
         let codec = || {
             LengthDelimitedCodec::builder()
@@ -384,7 +384,7 @@ async fn each_valid_size_holds_its_capacity() {
 
 #[test]
 fn outside_a_runtime_there_is_a_clear_error() {
-    let error = AgentStream::new().map(drop).unwrap_err();
+    let error = AgentStream::pair().map(drop).unwrap_err();
     assert!(matches!(error, Error::NoRuntime));
     assert!(error.to_string().contains("runtime"), "{error}");
 }
@@ -410,7 +410,7 @@ fn a_stream_that_outlives_its_runtime_fails_and_does_not_hang() {
         .enable_io()
         .build()
         .unwrap();
-    let (mut stream, port) = runtime.block_on(async { AgentStream::new() }).unwrap();
+    let (mut stream, port) = runtime.block_on(async { AgentStream::pair() }).unwrap();
     let backend = backend(port);
     backend.write(b"x").unwrap();
     drop(runtime);

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_krun::AgentStream;
-use tokio_krun::guest::Guest;
+use tokio_krun::test_util::Guest;
 use tracing_subscriber::fmt::MakeWriter;
 
 #[derive(Clone, Default)]
@@ -37,7 +37,7 @@ async fn a_streams_life_is_told_and_its_payload_is_not() {
         .with_max_level(tracing_subscriber::filter::LevelFilter::TRACE)
         .with_writer(log.clone())
         .init();
-    let (mut stream, port) = AgentStream::new().unwrap();
+    let (mut stream, port) = AgentStream::pair().unwrap();
     let handle = port.handle();
     let guest = Guest::boot(port);
     let mut agent = guest.open().unwrap();

@@ -106,7 +106,7 @@ fn host(descriptors: u16, asked: &Receiver<Ask>, say: &Sender<u64>) {
 }
 
 fn enter(descriptors: u16) -> (AgentStream, UnixStream) {
-    let (stream, port) = AgentStream::new().expect("a stream");
+    let (stream, port) = AgentStream::pair().expect("a stream");
     let (ours, kruns) = StdUnixStream::pair().expect("a pair of sockets");
     ours.set_nonblocking(true).expect("a socket");
     let socket = UnixStream::from_std(ours).expect("a socket");

@@ -5,7 +5,7 @@ use std::io;
 
 use futures::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
-use tokio_krun::guest::Guest;
+use tokio_krun::test_util::Guest;
 use tokio_util::compat::TokioAsyncReadCompatExt;
 use yamux::{Connection, ConnectionError, Mode, Stream};
 

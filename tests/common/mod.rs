@@ -25,7 +25,7 @@ pub(crate) const fn many(count: usize) -> usize {
 #[cfg(unix)]
 pub(crate) use tokio_krun::AgentConsoleBackend as Backend;
 #[cfg(windows)]
-pub(crate) use tokio_krun::guest::RingEnd as Backend;
+pub(crate) use tokio_krun::test_util::RingEnd as Backend;
 
 #[cfg(unix)]
 pub(crate) fn backend(port: AgentPort) -> Backend {

@@ -44,7 +44,7 @@ struct Guest {
 }
 
 fn boot(port: AgentPort) -> (Vm, Guest) {
-    let (control, control_port) = AgentStream::new().unwrap();
+    let (control, control_port) = AgentStream::pair().unwrap();
     let vm = Vm::boot_with("remote", [("agent", port), ("control", control_port)]);
     let lines = Framed::new(control, LinesCodec::new());
     (vm, Guest { lines })
@@ -70,7 +70,7 @@ async fn assert_broken_pipe(stream: &mut (impl AsyncWriteExt + Unpin)) {
 }
 
 async fn shutdown() {
-    let (mut stream, port) = AgentStream::new().unwrap();
+    let (mut stream, port) = AgentStream::pair().unwrap();
     let (vm, mut guest) = boot(port);
     assert_eq!(guest.ask("open").await, "ok");
     stream.write_all(&generate(FROM_HOST, MIB)).await.unwrap();
@@ -98,7 +98,7 @@ async fn shutdown() {
 }
 
 async fn hang_up() {
-    let (mut stream, port) = AgentStream::new().unwrap();
+    let (mut stream, port) = AgentStream::pair().unwrap();
     let (vm, mut guest) = boot(port);
     assert_eq!(guest.ask("open").await, "ok");
     assert_eq!(guest.ask("write 100000").await, "100000");
@@ -266,7 +266,7 @@ async fn drop_read_half() {
 }
 
 async fn drop_write_half() {
-    let (stream, port) = AgentStream::new().unwrap();
+    let (stream, port) = AgentStream::pair().unwrap();
     let (mut read, mut write) = stream.into_split();
     let (vm, mut guest) = boot(port);
     assert_eq!(guest.ask("open").await, "ok");
@@ -293,7 +293,7 @@ async fn open_and_drain() {
     const LENGTH: usize = 512 * 1024;
     /// 32 buffers of 4 KiB, krun's default queue.
     const GUEST_HOLDS: usize = 128 * 1024;
-    let (mut stream, port) = AgentStream::new().unwrap();
+    let (mut stream, port) = AgentStream::pair().unwrap();
     stream
         .write_all(&generate(FROM_HOST, LENGTH))
         .await

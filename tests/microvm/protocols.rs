@@ -31,7 +31,7 @@ pub(crate) const ALL: &[(&str, Scenario)] = &[
 ];
 
 async fn cbor() {
-    let (stream, port) = AgentStream::new().unwrap();
+    let (stream, port) = AgentStream::pair().unwrap();
     let mut vm = Vm::boot("cbor", port);
     let mut frames = Framed::new(stream, LengthDelimitedCodec::new());
     for count in [0, 1, 10, 1_000, 50_000_i64] {
@@ -68,7 +68,7 @@ async fn hang_up_on_a_writer() {
 }
 
 async fn grpc() {
-    let (stream, port) = AgentStream::new().unwrap();
+    let (stream, port) = AgentStream::pair().unwrap();
     let mut vm = Vm::boot("grpc", port);
     client::call_all(client::connect(stream).await).await;
     // With the client its stream has gone, and so the agent's server ends.
@@ -77,7 +77,7 @@ async fn grpc() {
 
 async fn mux() {
     const STREAMS: usize = 64;
-    let (stream, port) = AgentStream::new().unwrap();
+    let (stream, port) = AgentStream::pair().unwrap();
     let mut vm = Vm::boot("mux", port);
     let mut connection = Connection::new(stream.compat(), Config::default(), Mode::Client);
     let mut users = Vec::new();

@@ -58,7 +58,7 @@ pub(crate) fn generate(seed: u64, length: usize) -> Vec<u8> {
 
 /// The agent greets, and sends back what comes.
 pub(crate) async fn echo(scenario: &str) {
-    let (mut stream, port) = AgentStream::new().unwrap();
+    let (mut stream, port) = AgentStream::pair().unwrap();
     let mut vm = Vm::boot(scenario, port);
     let mut greeting = [0; 21];
     stream.read_exact(&mut greeting).await.unwrap();
@@ -78,7 +78,7 @@ pub(crate) async fn echo(scenario: &str) {
 }
 
 async fn frames() {
-    let (stream, port) = AgentStream::new().unwrap();
+    let (stream, port) = AgentStream::pair().unwrap();
     let mut vm = Vm::boot("frames", port);
     let codec = LengthDelimitedCodec::builder()
         .max_frame_length(MIB)
@@ -102,7 +102,7 @@ async fn frames() {
 }
 
 async fn traffic() {
-    let (stream, port) = AgentStream::new().unwrap();
+    let (stream, port) = AgentStream::pair().unwrap();
     let mut vm = Vm::boot("traffic", port);
     drop(exchange(stream, 0, 64 * MIB).await);
     vm.ended().await;
@@ -169,7 +169,7 @@ async fn end_exchange(mut reading: OwnedReadHalf, sender: Sender, length: usize)
 }
 
 async fn late_open() {
-    let (mut stream, port) = AgentStream::new().unwrap();
+    let (mut stream, port) = AgentStream::pair().unwrap();
     let sent = generate(FROM_HOST, MIB);
     // All of it is in the ring before there is even a VM.
     stream.write_all(&sent).await.unwrap();
@@ -185,7 +185,7 @@ async fn late_open() {
 /// write. What it had still queued is lost: that is krun's to change.
 async fn last_words() {
     const LENGTH: usize = 4 * MIB;
-    let (mut stream, port) = AgentStream::new().unwrap();
+    let (mut stream, port) = AgentStream::pair().unwrap();
     let mut vm = Vm::boot("last-words", port);
     stream.write_u64_le(LENGTH as u64).await.unwrap();
     let mut received = Vec::new();
@@ -266,7 +266,7 @@ fn tx_switches(calls: &Calls) -> (String, String) {
 
 async fn stall() {
     const LENGTH: usize = 8 * MIB;
-    let (mut stream, port) = AgentStream::new().unwrap();
+    let (mut stream, port) = AgentStream::pair().unwrap();
     let mut vm = Vm::boot("stall", port);
     stream.write_u8(0).await.unwrap();
     // The ring is full; nothing is read meanwhile, so this is its only wait.
@@ -334,7 +334,7 @@ async fn pause_and_resume() {
 /// Each port's bytes are generated from a seed of its own, so none may stray.
 async fn four_ports() {
     const LENGTH: usize = 5 * MIB;
-    let streams: [_; 4] = array::from_fn(|_| AgentStream::new().unwrap());
+    let streams: [_; 4] = array::from_fn(|_| AgentStream::pair().unwrap());
     let [(s0, p0), (s1, p1), (s2, p2), (s3, p3)] = streams;
     let names = ["agent", "agent1", "agent2", "agent3"];
     let mut vm = Vm::boot_with(
@@ -357,7 +357,7 @@ async fn four_ports() {
 
 /// All is well here: that the agent has failed stands in its log only (`host.rs` expects to be told).
 async fn agent_fails() {
-    let (stream, port) = AgentStream::new().unwrap();
+    let (stream, port) = AgentStream::pair().unwrap();
     let mut vm = Vm::boot("fail", port);
     drop(stream);
     vm.ended().await;

@@ -24,7 +24,7 @@ pub(crate) const ALL: &[(&str, Scenario)] = &[
 async fn tries() {
     const CHUNK: usize = 32 * 1024;
     let (mut stream, port) = Options::new().capacity(2 * CHUNK).create().unwrap();
-    let (mut control, control_port) = AgentStream::new().unwrap();
+    let (mut control, control_port) = AgentStream::pair().unwrap();
     let mut vm = Vm::boot_with("tries", [("agent", port), ("control", control_port)]);
     let (mut waits, mut taken) = (0, 0);
     // The agent boots meanwhile.

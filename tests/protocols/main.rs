@@ -14,7 +14,7 @@ mod tarpc;
 mod ttrpc;
 
 use common::SMALL;
-use tokio_krun::guest::{Guest, GuestPort};
+use tokio_krun::test_util::{Guest, GuestPort};
 use tokio_krun::{AgentStream, Options};
 
 /// A host's end, a VM and its agent's end, with rings small enough to be full now and then.

@@ -78,7 +78,7 @@ const EMPTY_WRITE: Duration = Duration::from_millis(100);
 /// # use tokio::io::{AsyncReadExt, AsyncWriteExt};
 /// # use tokio_krun::AgentStream;
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
-/// let (mut stream, port) = AgentStream::new()?;
+/// let (mut stream, port) = AgentStream::pair()?;
 /// let backend = port.into_backend();
 ///
 /// // krun's part: it has found this in the guest's virtqueue, and then ends the VM.
@@ -122,7 +122,7 @@ impl AgentConsoleBackend {
     /// # use tokio::io::AsyncWriteExt;
     /// # use tokio_krun::AgentStream;
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
-    /// # let (mut stream, port) = AgentStream::new()?;
+    /// # let (mut stream, port) = AgentStream::pair()?;
     /// # let backend = port.into_backend();
     /// let mut buf = [0; 4096];
     /// stream.write_all(b"request").await?;
@@ -233,7 +233,7 @@ impl AgentConsoleBackend {
     /// use rustix::event::{PollFd, PollFlags, poll};
     ///
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
-    /// # let (mut stream, port) = AgentStream::new()?;
+    /// # let (mut stream, port) = AgentStream::pair()?;
     /// # let backend = port.into_backend();
     /// let mut buf = [0; 4096];
     /// assert_eq!(backend.read(&mut buf).unwrap_err().kind(), ErrorKind::WouldBlock);

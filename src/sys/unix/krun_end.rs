@@ -74,7 +74,7 @@ impl AgentPort {
     /// }
     ///
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let (stream, port) = AgentStream::new()?;
+    /// let (stream, port) = AgentStream::pair()?;
     /// let backend = Box::new(Noted(port.into_backend()));
     /// let vm = VmBuilder::new()
     ///     .console(|console| console.custom("agent", backend))

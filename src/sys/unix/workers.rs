@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use super::{AgentConsoleBackend, WakePipe, readable};
-use crate::guest::{Virtqueues, Worker};
 use crate::shared::Wake;
+use crate::test_util::{Virtqueues, Worker};
 
 /// Dropping it tells both threads to end and does not wait for them.
 #[derive(Debug)]

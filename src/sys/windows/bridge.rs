@@ -90,7 +90,7 @@ pub(super) use taken::Taken;
 /// use tokio_krun::AgentStream;
 ///
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
-/// let (mut stream, port) = AgentStream::new()?;
+/// let (mut stream, port) = AgentStream::pair()?;
 /// let bridge = port.into_bridge();
 ///
 /// // krun's part.
@@ -147,7 +147,7 @@ impl AgentConsolePipeBridge {
     /// ```
     /// # use tokio_krun::AgentStream;
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
-    /// let (stream, port) = AgentStream::new()?;
+    /// let (stream, port) = AgentStream::pair()?;
     /// let bridge = port.into_bridge();
     /// eprintln!("the agent's pipe is {}", bridge.pipe_name());
     /// assert!(bridge.pipe_name().starts_with(r"\\.\pipe\"));
@@ -168,7 +168,7 @@ impl AgentConsolePipeBridge {
     /// use tokio::net::windows::named_pipe::ClientOptions;
     ///
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
-    /// let (mut stream, port) = AgentStream::new()?;
+    /// let (mut stream, port) = AgentStream::pair()?;
     /// let name = port.into_bridge().into_pipe_name();
     ///
     /// // krun's part, of which nothing but the name is known here.
@@ -228,7 +228,7 @@ impl AgentPort {
     /// use tokio_krun::AgentStream;
     ///
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let (stream, port) = AgentStream::new()?;
+    /// let (stream, port) = AgentStream::pair()?;
     /// let bridge = port.into_bridge();
     /// eprintln!("the agent's pipe is {}", bridge.pipe_name());
     /// let vm = VmBuilder::new()

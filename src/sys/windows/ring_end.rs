@@ -19,10 +19,10 @@ use crate::port::AgentPort;
 ///
 /// ```
 /// # use tokio::io::AsyncReadExt;
-/// use tokio_krun::{AgentStream, guest::RingEnd};
+/// use tokio_krun::{AgentStream, test_util::RingEnd};
 ///
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
-/// let (mut stream, port) = AgentStream::new()?;
+/// let (mut stream, port) = AgentStream::pair()?;
 /// let end = RingEnd::new(port);
 /// end.write(b"last words")?;
 /// drop(end);
@@ -46,9 +46,9 @@ impl RingEnd {
     /// # Examples
     ///
     /// ```
-    /// # use tokio_krun::{AgentStream, guest::RingEnd};
+    /// # use tokio_krun::{AgentStream, test_util::RingEnd};
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
-    /// let (stream, port) = AgentStream::new()?;
+    /// let (stream, port) = AgentStream::pair()?;
     /// let end = RingEnd::new(port);
     /// assert!(!stream.has_guest_opened()); // not before the first call
     /// end.write(b"hello")?;
@@ -74,9 +74,9 @@ impl RingEnd {
     /// ```
     /// # use std::io::ErrorKind;
     /// # use tokio::io::AsyncWriteExt;
-    /// # use tokio_krun::{AgentStream, guest::RingEnd};
+    /// # use tokio_krun::{AgentStream, test_util::RingEnd};
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
-    /// # let (mut stream, port) = AgentStream::new()?;
+    /// # let (mut stream, port) = AgentStream::pair()?;
     /// # let end = RingEnd::new(port);
     /// let mut buf = [0; 64];
     /// stream.write_all(b"request").await?;
@@ -108,7 +108,7 @@ impl RingEnd {
     /// ```
     /// # use std::io::ErrorKind;
     /// # use tokio::io::AsyncReadExt;
-    /// # use tokio_krun::{Options, guest::RingEnd};
+    /// # use tokio_krun::{Options, test_util::RingEnd};
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
     /// let (mut stream, port) = Options::new().capacity(32 * 1024).create()?;
     /// let end = RingEnd::new(port);
@@ -135,7 +135,7 @@ impl RingEnd {
     ///
     /// ```
     /// # use tokio::io::AsyncReadExt;
-    /// # use tokio_krun::{Options, guest::RingEnd};
+    /// # use tokio_krun::{Options, test_util::RingEnd};
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
     /// # let (mut stream, port) = Options::new().capacity(32 * 1024).create()?;
     /// # let end = RingEnd::new(port);

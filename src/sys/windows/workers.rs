@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use super::Console;
-use crate::guest::{Virtqueues, Worker};
+use crate::test_util::{Virtqueues, Worker};
 
 /// Dropping it tells both threads to end and does not wait for them.
 #[derive(Debug)]

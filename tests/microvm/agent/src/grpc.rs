@@ -5,7 +5,7 @@ use std::convert::Infallible;
 
 use futures::{Stream, StreamExt};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio_krun::tonic::Incoming;
+use tokio_krun::tonic014::Incoming;
 use tonic::body::Body;
 use tonic::codegen::http;
 use tonic::transport::Server;

@@ -21,7 +21,7 @@
 //!     Endpoint::from_static("http://agent").connect_with_connector(connector).await
 //! }
 //! # #[tokio::main(flavor = "current_thread")] async fn main() {
-//! # let (stream, port) = AgentStream::new().unwrap();
+//! # let (stream, port) = AgentStream::pair().unwrap();
 //! # assert!(connect(stream).await.is_ok());
 //! # drop(port);
 //! # }
@@ -59,7 +59,7 @@ use crate::stream::AgentStream;
 /// #     S::Future: Send,
 /// #     S::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send,
 /// # {
-/// use tokio_krun::tonic::Incoming;
+/// use tokio_krun::tonic014::Incoming;
 /// use tonic::transport::Server;
 ///
 /// Server::builder()
@@ -82,10 +82,10 @@ impl<T> Incoming<T> {
     /// ```
     /// use futures::StreamExt;
     /// use tokio_krun::AgentStream;
-    /// use tokio_krun::tonic::Incoming;
+    /// use tokio_krun::tonic014::Incoming;
     ///
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
-    /// let (stream, port) = AgentStream::new()?;
+    /// let (stream, port) = AgentStream::pair()?;
     /// let mut incoming = Incoming::new(stream);
     /// let connection = incoming.next().await;
     /// assert!(connection.is_some());
@@ -128,10 +128,10 @@ impl<T: Unpin> Stream for Incoming<T> {
 /// use futures::StreamExt;
 /// use tokio::io::AsyncWriteExt;
 /// use tokio_krun::AgentStream;
-/// use tokio_krun::tonic::Incoming;
+/// use tokio_krun::tonic014::Incoming;
 ///
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
-/// let (stream, port) = AgentStream::new()?;
+/// let (stream, port) = AgentStream::pair()?;
 /// let Some(Ok(mut connection)) = Incoming::new(stream).next().await else {
 ///     panic!("there is one");
 /// };
@@ -201,7 +201,7 @@ impl Connected for AgentStream {
 }
 
 /// There is nothing to tell: the one peer is the VM's host.
-#[cfg(all(feature = "guest", target_os = "linux", not(tokio_krun_loom)))]
+#[cfg(all(feature = "agent", target_os = "linux", not(tokio_krun_loom)))]
 impl Connected for crate::agent::VirtioPort {
     type ConnectInfo = ();
 
@@ -210,7 +210,7 @@ impl Connected for crate::agent::VirtioPort {
 
 /// For a test of a server that runs in a guest.
 #[cfg(feature = "test-util")]
-impl Connected for crate::guest::GuestPort {
+impl Connected for crate::test_util::GuestPort {
     type ConnectInfo = ();
 
     fn connect_info(&self) {}

@@ -15,11 +15,11 @@
 //!
 //! ```
 //! use futures::{SinkExt, StreamExt};
-//! use tokio_krun::{AgentStream, guest::Guest};
+//! use tokio_krun::{AgentStream, test_util::Guest};
 //! use tokio_util::codec::{Framed, LinesCodec};
 //!
 //! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let (stream, port) = AgentStream::new()?;
+//! let (stream, port) = AgentStream::pair()?;
 //! let guest = Guest::boot(port);
 //! let mut agent = Framed::new(guest.open()?, LinesCodec::new());
 //! tokio::spawn(async move {
@@ -73,10 +73,10 @@ pub(crate) use worker::Worker;
 /// ```
 /// use tokio::io::{AsyncReadExt, AsyncWriteExt};
 /// use tokio_krun::AgentStream;
-/// use tokio_krun::guest::Guest;
+/// use tokio_krun::test_util::Guest;
 ///
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
-/// let (mut stream, port) = AgentStream::new()?;
+/// let (mut stream, port) = AgentStream::pair()?;
 /// let guest = Guest::boot(port);
 /// for run in [1, 2] {
 ///     let mut agent = guest.open()?;
@@ -98,10 +98,10 @@ impl Guest {
     ///
     /// ```
     /// use tokio_krun::AgentStream;
-    /// use tokio_krun::guest::Guest;
+    /// use tokio_krun::test_util::Guest;
     ///
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
-    /// let (stream, port) = AgentStream::new()?;
+    /// let (stream, port) = AgentStream::pair()?;
     /// let guest = Guest::boot(port);
     /// assert!(!stream.has_guest_opened());
     /// # Ok(()) }
@@ -133,10 +133,10 @@ impl Guest {
     /// ```
     /// use std::io::ErrorKind;
     /// use tokio_krun::AgentStream;
-    /// use tokio_krun::guest::Guest;
+    /// use tokio_krun::test_util::Guest;
     ///
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
-    /// let (stream, port) = AgentStream::new()?;
+    /// let (stream, port) = AgentStream::pair()?;
     /// let guest = Guest::boot(port);
     /// let agent = guest.open()?;
     /// stream.guest_opened().await?;
@@ -167,7 +167,7 @@ impl Guest {
     /// Linux guest does that.
     ///
     /// It waits for ever where that never comes: for a host that does not read, or for a guest that
-    /// nobody [resumes](Self::resume).
+    /// nobody [resumes](Self::start_workers).
     ///
     /// # Cancel safety
     ///
@@ -178,10 +178,10 @@ impl Guest {
     /// ```
     /// use tokio::io::{AsyncReadExt, AsyncWriteExt};
     /// use tokio_krun::AgentStream;
-    /// use tokio_krun::guest::Guest;
+    /// use tokio_krun::test_util::Guest;
     ///
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
-    /// let (mut stream, port) = AgentStream::new()?;
+    /// let (mut stream, port) = AgentStream::pair()?;
     /// let guest = Guest::boot(port);
     /// guest.open()?.write_all(b"last words").await?;
     /// // Powering off loses what the virtqueue still has, as a real guest's does.
@@ -207,7 +207,7 @@ impl Guest {
     /// # Cancel safety
     ///
     /// Not cancel safe: dropped while it waits, the workers go on ending, and the guest stays
-    /// between running and paused, from where [`resume`](Self::resume) does nothing.
+    /// between running and paused, from where [`resume`](Self::start_workers) does nothing.
     ///
     /// # Panics
     ///
@@ -218,21 +218,21 @@ impl Guest {
     /// ```
     /// use tokio::io::{AsyncReadExt, AsyncWriteExt};
     /// use tokio_krun::AgentStream;
-    /// use tokio_krun::guest::Guest;
+    /// use tokio_krun::test_util::Guest;
     ///
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
-    /// let (mut stream, port) = AgentStream::new()?;
+    /// let (mut stream, port) = AgentStream::pair()?;
     /// let guest = Guest::boot(port);
     /// let mut agent = guest.open()?;
-    /// guest.pause().await;
+    /// guest.stop_workers().await;
     /// stream.write_all(b"meanwhile").await?;
-    /// guest.resume()?;
+    /// guest.start_workers()?;
     /// let mut received = [0; 9];
     /// agent.read_exact(&mut received).await?;
     /// assert_eq!(&received, b"meanwhile");
     /// # Ok(()) }
     /// ```
-    pub async fn pause(&self) {
+    pub async fn stop_workers(&self) {
         let stopping = {
             let mut workers = self.machine.workers();
             match std::mem::replace(&mut *workers, Run::Stopping) {
@@ -247,7 +247,7 @@ impl Guest {
         *self.machine.workers() = Run::Paused;
     }
 
-    /// Starts the workers again on the same port, if the guest is [paused](Self::pause).
+    /// Starts the workers again on the same port, if the guest is [paused](Self::stop_workers).
     ///
     /// # Errors
     ///
@@ -256,17 +256,17 @@ impl Guest {
     ///
     /// # Examples
     ///
-    /// See [`pause`](Self::pause).
+    /// See [`stop_workers`](Self::stop_workers).
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
-    /// # let (_stream, port) = tokio_krun::AgentStream::new()?;
-    /// # let guest = tokio_krun::guest::Guest::boot(port);
-    /// guest.pause().await;
-    /// guest.resume()?;
+    /// # let (_stream, port) = tokio_krun::AgentStream::pair()?;
+    /// # let guest = tokio_krun::test_util::Guest::boot(port);
+    /// guest.stop_workers().await;
+    /// guest.start_workers()?;
     /// # Ok(()) }
     /// ```
-    pub fn resume(&self) -> io::Result<()> {
+    pub fn start_workers(&self) -> io::Result<()> {
         let console = self.machine.console();
         let Some(console) = console.as_ref() else {
             return Err(io::ErrorKind::NotConnected.into());
@@ -278,12 +278,12 @@ impl Guest {
         Ok(())
     }
 
-    /// Powers the guest off: the workers stop as with [`pause`](Self::pause), what is left in the
+    /// Powers the guest off: the workers stop as with [`stop_workers`](Self::stop_workers), what is left in the
     /// virtqueues is lost, and the host reads what had reached it and then the end of the file.
     ///
     /// A test in which the agent's last words are to be heard waits for [`drained`](Self::drained) before it.
     ///
-    /// As with `pause`, and with a real VM, a transmission that finds no room is waited for: so this does not return
+    /// As with `stop_workers`, and with a real VM, a transmission that finds no room is waited for: so this does not return
     /// while a full stream is kept and not read. Read it or drop it, [quiesce](PortHandle::quiesce) the port,
     /// or drop the guest, which powers it off without a wait.
     ///
@@ -300,10 +300,10 @@ impl Guest {
     /// ```
     /// use tokio::io::AsyncReadExt;
     /// use tokio_krun::AgentStream;
-    /// use tokio_krun::guest::Guest;
+    /// use tokio_krun::test_util::Guest;
     ///
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
-    /// let (mut stream, port) = AgentStream::new()?;
+    /// let (mut stream, port) = AgentStream::pair()?;
     /// let guest = Guest::boot(port);
     /// let agent = guest.open()?;
     /// guest.power_off().await;
@@ -312,7 +312,7 @@ impl Guest {
     /// # Ok(()) }
     /// ```
     pub async fn power_off(self) {
-        self.pause().await;
+        self.stop_workers().await;
         self.machine.virtqueues.power_off();
         self.machine.console().take();
     }
@@ -380,7 +380,7 @@ impl Drop for Machine {
 /// ```
 /// use tokio::io::{AsyncReadExt, AsyncWriteExt};
 /// use tokio_krun::AgentStream;
-/// use tokio_krun::guest::{Guest, GuestPort};
+/// use tokio_krun::test_util::{Guest, GuestPort};
 ///
 /// async fn echo(mut port: GuestPort) -> std::io::Result<()> {
 ///     let mut buffer = [0; 1024];
@@ -393,7 +393,7 @@ impl Drop for Machine {
 /// }
 ///
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
-/// let (mut stream, port) = AgentStream::new()?;
+/// let (mut stream, port) = AgentStream::pair()?;
 /// let guest = Guest::boot(port);
 /// let agent = tokio::spawn(echo(guest.open()?));
 /// stream.write_all(b"hello").await?;
