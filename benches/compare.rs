@@ -1,7 +1,7 @@
-//! Compares this crate with other ways to carry the same bytes, and with the limits of the machine.
+//! Compares this crate with other transports for the same bytes, and with the machine's limits.
 //!
-//! Everything in a row of the table is measured in turns, round by round, in this one run; what is
-//! reported is the median of the rounds' ratios with their quartiles. See `benches/README.md`.
+//! Each row takes several rounds. A round measures every column once, one after another. The row shows
+//! the median of the rounds' ratios, with the quartiles. See `benches/README.md`.
 
 mod common;
 
@@ -10,11 +10,11 @@ use std::time::Duration;
 use common::limit;
 use common::meter::Span;
 use common::place::{Cores, Flavor, raise_descriptor_limit};
-use common::transport::{Duplex, Krun, KrunSpinning, Piper, Seed, UnixSocket};
+use common::transport::{Duplex, HandWritten, Krun, KrunSpinning, Piper, UnixSocket};
 use common::vmm::Transport;
 use common::work::{self, Setting, Size, Work};
 
-/// Of every transport that has a choice, in bytes: this crate's default.
+/// Bytes that each transport may hold, unless a column says otherwise: this crate's default.
 const CAPACITY: usize = tokio_krun::Options::DEFAULT_CAPACITY;
 
 type KrunBusy = KrunSpinning<20>;
@@ -22,7 +22,7 @@ type KrunBusy = KrunSpinning<20>;
 struct Plan {
     rounds: usize,
     slice: Duration,
-    /// Only what is named by all of these.
+    /// Measures only the rows whose names contain all of these.
     filters: Vec<String>,
 }
 
@@ -34,21 +34,21 @@ impl Plan {
             filters: Vec::new(),
         };
         let mut arguments = std::env::args().skip(1);
-        let number = |of: &str, arguments: &mut dyn Iterator<Item = String>| -> usize {
+        let number = |option: &str, arguments: &mut dyn Iterator<Item = String>| -> usize {
             arguments
                 .next()
                 .and_then(|text| text.parse().ok())
-                .unwrap_or_else(|| panic!("{of} takes a number"))
+                .unwrap_or_else(|| panic!("{option} takes a number"))
         };
         while let Some(argument) = arguments.next() {
             match argument.as_str() {
-                // From `cargo bench`.
+                // `cargo bench` adds it.
                 "--bench" => {}
                 "--rounds" => plan.rounds = number("--rounds", &mut arguments),
                 "--slice-ms" => {
                     plan.slice = Duration::from_millis(number("--slice-ms", &mut arguments) as u64);
                 }
-                // Does it all run? The figures mean nothing: each is of as little as can be measured.
+                // Only shows that everything runs. It measures too little to mean anything.
                 "--quick" => (plan.rounds, plan.slice) = (1, Duration::ZERO),
                 filter => plan.filters.push(filter.to_owned()),
             }
@@ -56,24 +56,25 @@ impl Plan {
         plan
     }
 
-    fn has(&self, name: &str) -> bool {
+    fn selects(&self, name: &str) -> bool {
         self.filters.iter().all(|filter| name.contains(filter))
     }
 }
 
-/// One column of a row: what it is, and how to measure it once. More is better.
+/// One column of a row: its heading, and how to measure it once. More is better.
 type Cell<'a> = (String, Box<dyn Fn() -> f64 + 'a>);
 
-/// Measures all cells in turns, and prints the first one's figure and its ratio to each other.
+/// Measures all cells in each round, then prints the first cell's figure and its ratio to each other
+/// cell.
 fn row(plan: &Plan, name: &str, unit: &str, scale: impl Fn(f64) -> f64, cells: &[Cell<'_>]) {
     let mut figures = vec![Vec::with_capacity(plan.rounds); cells.len()];
     for round in 0..plan.rounds {
-        // Nobody is always the first after another.
+        // Each round starts with another cell.
         for index in (0..cells.len()).map(|index| (index + round) % cells.len()) {
             figures[index].push((cells[index].1)());
         }
     }
-    let (first, others) = figures.split_first().expect("a cell");
+    let (first, others) = figures.split_first().expect("a row has a cell");
     print!(
         "{name:<34} {:>9.*} {unit}",
         precision(scale(median(first))),
@@ -111,7 +112,8 @@ fn percentile(times: &mut [Duration], percent: usize) -> f64 {
 fn main() {
     let plan = Plan::from_arguments();
     println!(
-        "{} rounds of {:?} a cell; ratios are tokio-krun / other, median (quartiles)",
+        "In-process guest. {} rounds of {:?} for each figure.\n\
+         Ratio: first figure / named column, median (quartiles).",
         plan.rounds, plan.slice
     );
     throughput(&plan);
@@ -134,14 +136,14 @@ fn settings(plan: &Plan) -> impl Iterator<Item = Setting> {
 }
 
 fn throughput(plan: &Plan) {
-    println!("\n# Throughput, MB/s; at 4 MiB a direction but where said");
+    println!("\n# Throughput, MB/s; capacity 4 MiB each way unless a column says otherwise");
     for setting in settings(plan) {
         for work in Work::ALL {
             let name = format!("{} {} {}", setting.cores, setting.flavor, work.name());
-            if !plan.has(&name) {
+            if !plan.selects(&name) {
                 continue;
             }
-            let own = Setting {
+            let default = Setting {
                 capacity: None,
                 ..setting
             };
@@ -159,16 +161,16 @@ fn throughput(plan: &Plan) {
                     Box::new(|| work::throughput::<UnixSocket>(work, setting)),
                 ),
                 (
-                    "UnixStream as it is".into(),
-                    Box::new(|| work::throughput::<UnixSocket>(work, own)),
+                    "UnixStream, default buffers".into(),
+                    Box::new(|| work::throughput::<UnixSocket>(work, default)),
                 ),
                 (
-                    "by hand".into(),
-                    Box::new(|| work::throughput::<Seed>(work, setting)),
+                    "hand-written".into(),
+                    Box::new(|| work::throughput::<HandWritten>(work, setting)),
                 ),
                 (
-                    "by hand, 256 slots".into(),
-                    Box::new(|| work::throughput::<Seed>(work, own)),
+                    "hand-written, 256 slots".into(),
+                    Box::new(|| work::throughput::<HandWritten>(work, default)),
                 ),
                 (
                     "duplex".into(),
@@ -196,7 +198,7 @@ fn throughput(plan: &Plan) {
 }
 
 fn copies(plan: &Plan) {
-    println!("\n# Without the host's copy, MB/s, against the stream with it");
+    println!("\n# Without the host's copy, MB/s; ratios to transports with it");
     for setting in settings(plan) {
         for size in [4096, 32 * 1024] {
             let name = format!(
@@ -205,7 +207,7 @@ fn copies(plan: &Plan) {
                 setting.flavor,
                 Size(size)
             );
-            if plan.has(&name) {
+            if plan.selects(&name) {
                 row(
                     plan,
                     &name,
@@ -234,7 +236,7 @@ fn copies(plan: &Plan) {
                 setting.flavor,
                 Size(size)
             );
-            if plan.has(&name) {
+            if plan.selects(&name) {
                 row(
                     plan,
                     &name,
@@ -262,13 +264,13 @@ fn copies(plan: &Plan) {
     }
 }
 
-/// Trips a second, so that more is better here too; shown as the time of one.
+/// Measures trips per second, so that more is better here too, and prints the time of one.
 fn round_trips(plan: &Plan) {
-    println!("\n# Round trip of 64 bytes: µs, and how many times faster than the other");
+    println!("\n# Round trip of 64 bytes, µs; ratio: how many times as long the other takes");
     for setting in settings(plan) {
         for percent in [50, 99] {
             let name = format!("{} {} round trip p{percent}", setting.cores, setting.flavor);
-            if !plan.has(&name) {
+            if !plan.selects(&name) {
                 continue;
             }
             let Setting { cores, flavor, .. } = setting;
@@ -293,8 +295,8 @@ fn round_trips(plan: &Plan) {
                         Box::new(|| trips(work::round_trips::<UnixSocket>(setting))),
                     ),
                     (
-                        "by hand".into(),
-                        Box::new(|| trips(work::round_trips::<Seed>(setting))),
+                        "hand-written".into(),
+                        Box::new(|| trips(work::round_trips::<HandWritten>(setting))),
                     ),
                     (
                         "duplex".into(),
@@ -318,16 +320,14 @@ fn round_trips(plan: &Plan) {
     }
 }
 
-/// Against one stream of the same kind.
+/// Compares many streams with one stream of this crate, and with as many of other transports.
 fn streams(plan: &Plan) {
-    println!(
-        "\n# Many streams in one runtime, 32 KiB descriptors: MB/s, and the ratio to one stream's"
-    );
+    println!("\n# Many streams in one runtime, 32 KiB descriptors, MB/s of all together");
     raise_descriptor_limit();
     let bytes = if plan.rounds == 1 { 1 << 24 } else { 1 << 28 };
     for setting in settings(plan) {
         let name = format!("{} {} streams", setting.cores, setting.flavor);
-        if !plan.has(&name) {
+        if !plan.selects(&name) {
             continue;
         }
         for streams in [16, 256, 1024] {
@@ -359,9 +359,9 @@ fn streams(plan: &Plan) {
     }
 }
 
-/// What the default capacity was chosen by.
+/// The measurements behind the default capacity.
 fn capacities(plan: &Plan) {
-    println!("\n# The capacity: MB/s, and the ratio to the default's");
+    println!("\n# Capacity, MB/s; ratio to the default capacity");
     for setting in settings(plan) {
         for work in [
             Work::GuestToHost(4096),
@@ -374,7 +374,7 @@ fn capacities(plan: &Plan) {
                 setting.flavor,
                 work.name()
             );
-            if !plan.has(&name) {
+            if !plan.selects(&name) {
                 continue;
             }
             for capacity in [16, 17, 18, 19, 20, 21, 23, 24].map(|power| 1 << power) {
@@ -393,7 +393,7 @@ fn capacities(plan: &Plan) {
                             Box::new(move || work::throughput::<Krun>(work, this)),
                         ),
                         (
-                            "the default".into(),
+                            "default".into(),
                             Box::new(|| work::throughput::<Krun>(work, setting)),
                         ),
                     ],

@@ -1,10 +1,10 @@
 //! Counts what the same work costs over different transports: system calls, allocations and
-//! instructions, which no noise can blur.
+//! instructions. Unlike times, counts have no noise.
 //!
-//! Each count is taken of this program, run as a child twice with one amount of work and with three
-//! times that; what is reported is the difference, so that start and end do not count. System
-//! calls are counted by `strace`, instructions (of the program, not of the kernel) by `valgrind`;
-//! what is not installed is said to be missing.
+//! For each count, this program runs itself as a child twice: with some work, and with three times as
+//! much. It reports the difference, so startup and teardown do not count. `strace` counts system
+//! calls. `valgrind` counts instructions of the program, without the kernel's. The report says which
+//! tool is not installed.
 
 mod common;
 
@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use common::meter::Span;
 use common::place::{Cores, Flavor, raise_descriptor_limit};
-use common::transport::{Duplex, Krun, Piper, Seed, UnixSocket};
+use common::transport::{Duplex, HandWritten, Krun, Piper, UnixSocket};
 use common::vmm::Transport;
 use common::work::{self, Setting, Size, Work};
 
@@ -25,19 +25,19 @@ struct Counting;
 static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
 static LIVE_BYTES: AtomicI64 = AtomicI64::new(0);
 
-#[expect(unsafe_code, reason = "an allocator is unsafe to write")]
-// SAFETY: each call is passed on to the system's allocator as it is.
+#[expect(unsafe_code, reason = "`GlobalAlloc` is an unsafe trait")]
+// SAFETY: passes each call to the system's allocator unchanged.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
         LIVE_BYTES.fetch_add(layout.size() as i64, Ordering::Relaxed);
-        // SAFETY: the caller's promises are those that `System` asks for.
+        // SAFETY: the caller promises what `System` requires.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
         LIVE_BYTES.fetch_sub(layout.size() as i64, Ordering::Relaxed);
-        // SAFETY: `alloc` got it from `System`, with this layout.
+        // SAFETY: `alloc` got `pointer` from `System`, with this layout.
         unsafe { System.dealloc(pointer, layout) }
     }
 }
@@ -78,7 +78,7 @@ impl Job {
         }
     }
 
-    /// What the counts are for.
+    /// The unit of work that a count is for, and its bytes.
     fn unit(self) -> (&'static str, u64) {
         match self {
             Self::Bytes(Work::FramesIn(size) | Work::FramesOut(size)) if size <= 1024 => {
@@ -91,10 +91,11 @@ impl Job {
         }
     }
 
+    /// Bytes to carry.
     fn amount(self) -> u64 {
         match self {
             Self::RoundTrip => 64 * 1000,
-            // 128 KiB for each of 1,024.
+            // 128 KiB for each of 1,024 streams.
             Self::Streams(_) => 128 << 20,
             _ => 32 << 20,
         }
@@ -108,7 +109,7 @@ impl Job {
             Self::RoundTrip => drop(work::round_trips::<T>(setting)),
             Self::Streams(streams) => {
                 let Span::Bytes(bytes) = setting.span else {
-                    unreachable!("counts are of bytes");
+                    unreachable!("a count is for a number of bytes");
                 };
                 work::many::<T>(streams, bytes as usize, setting);
             }
@@ -121,12 +122,12 @@ type RunJob = fn(Job, Setting);
 const TRANSPORTS: [(&str, RunJob); 5] = [
     (Krun::NAME, Job::run::<Krun>),
     (UnixSocket::NAME, Job::run::<UnixSocket>),
-    (Seed::NAME, Job::run::<Seed>),
+    (HandWritten::NAME, Job::run::<HandWritten>),
     (Duplex::NAME, Job::run::<Duplex>),
     (Piper::NAME, Job::run::<Piper>),
 ];
 
-/// What one child is to do, as arguments.
+/// The work of one child, which it gets as arguments.
 #[derive(Clone, Copy)]
 struct Child {
     job: usize,
@@ -143,18 +144,18 @@ impl Child {
             Self::FLAG.into(),
             self.job.to_string(),
             self.transport.to_string(),
-            u8::from(self.cores == Cores::Apart).to_string(),
+            u8::from(self.cores == Cores::Two).to_string(),
             self.amount.to_string(),
         ]
     }
 
     fn run(arguments: &[String]) {
-        let number = |index: usize| -> u64 { arguments[index].parse().expect("a number") };
-        let job = Job::all().nth(number(0) as usize).expect("a job");
+        let number = |index: usize| -> u64 { arguments[index].parse().expect("not a number") };
+        let job = Job::all().nth(number(0) as usize).expect("no such job");
         let setting = Setting {
-            cores: [Cores::One, Cores::Apart][number(2) as usize],
+            cores: [Cores::One, Cores::Two][number(2) as usize],
             flavor: Flavor::CurrentThread,
-            // Each transport's own.
+            // Each transport's default.
             capacity: None,
             span: Span::Bytes(number(3)),
         };
@@ -163,17 +164,17 @@ impl Child {
     }
 }
 
-/// What one run cost, by what is counted.
+/// The cost of one run, by name.
 type Counts = BTreeMap<String, f64>;
 
-/// `None` if the counter is not installed.
+/// Returns `None` if the tool is not installed.
 type Counter = fn(Child) -> Option<Counts>;
 
 fn allocations(child: Child) -> Option<Counts> {
     let output = run(&[], child)?.0;
     Some(Counts::from([(
         "allocations".into(),
-        output.trim().parse().expect("a number"),
+        output.trim().parse().expect("not a number"),
     )]))
 }
 
@@ -184,15 +185,20 @@ fn instructions(child: Child) -> Option<Counts> {
         "--callgrind-out-file=/dev/null",
     ];
     let report = run(&tool, child)?.1;
-    let (_, count) = report.rsplit_once("Collected : ").expect("a count");
-    let count = count.split_whitespace().next().expect("a count");
+    let (_, count) = report
+        .rsplit_once("Collected : ")
+        .expect("valgrind printed no count");
+    let count = count
+        .split_whitespace()
+        .next()
+        .expect("valgrind printed no count");
     Some(Counts::from([(
         "instructions".into(),
-        count.parse().expect("a number"),
+        count.parse().expect("not a number"),
     )]))
 }
 
-/// All, and each by its name.
+/// Counts all system calls, and each kind by its name.
 fn system_calls(child: Child) -> Option<Counts> {
     let report = run(&["strace", "-f", "-c", "-U", "calls,name"], child)?.1;
     let mut counts = Counts::new();
@@ -212,9 +218,9 @@ fn system_calls(child: Child) -> Option<Counts> {
     Some(counts)
 }
 
-/// What a child writes to both of its outputs.
+/// Runs a child under a tool, if any. Returns what it wrote to stdout and stderr.
 fn run(under: &[&str], child: Child) -> Option<(String, String)> {
-    let this = std::env::current_exe().expect("this program");
+    let this = std::env::current_exe().expect("cannot find this program");
     let mut command = match under.split_first() {
         None => Command::new(this),
         Some((tool, arguments)) => {
@@ -231,7 +237,7 @@ fn run(under: &[&str], child: Child) -> Option<(String, String)> {
         Ok(output) => {
             let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
             let (out, err) = (text(&output.stdout), text(&output.stderr));
-            assert!(output.status.success(), "a child has failed: {err}");
+            assert!(output.status.success(), "a child failed: {err}");
             Some((out, err))
         }
         Err(error) if error.kind() == ErrorKind::NotFound => None,
@@ -247,7 +253,7 @@ fn main() {
         raise_descriptor_limit();
         return Child::run(child);
     }
-    // Does each count work? Of this crate alone, on one core, and little of it.
+    // Only shows that each counter works: little work, this crate alone, one core.
     let is_quick = arguments.iter().any(|argument| argument == "--quick");
     let filters: Vec<&String> = arguments
         .iter()
@@ -260,7 +266,7 @@ fn main() {
         ("instructions (valgrind)", instructions),
     ];
     for (what, counter) in counters {
-        println!("\n# {what}");
+        println!("\n# {what}, in-process guest");
         for cores in if is_quick {
             &Cores::ALL[..1]
         } else {
@@ -289,7 +295,7 @@ fn row(name: &str, counter: Counter, cores: Cores, (index, job): (usize, Job), i
         _ => TRANSPORTS.len(),
     };
     let amount = match job {
-        // Less than a turn of each would be none.
+        // With less, each stream would carry less than one turn.
         Job::Streams(2..) => job.amount(),
         _ if is_quick => job.amount() / 16,
         _ => job.amount(),
@@ -303,7 +309,7 @@ fn row(name: &str, counter: Counter, cores: Cores, (index, job): (usize, Job), i
             amount,
         };
         let (Some(less), Some(more)) = (counter(child(amount)), counter(child(3 * amount))) else {
-            println!(" NOT COUNTED: the tool is not installed");
+            println!(" NOT COUNTED, the tool is not installed");
             return;
         };
         let units = (2 * amount) as f64 / size as f64;
@@ -327,27 +333,27 @@ fn row(name: &str, counter: Counter, cores: Cores, (index, job): (usize, Job), i
     println!();
 }
 
-/// Memory and descriptors of streams that have carried nothing yet.
+/// Counts the memory and descriptors of streams that have carried nothing yet.
 fn idle_streams() {
     const STREAMS: usize = 200;
     let runtime = Flavor::CurrentThread.build(Cores::One);
     let _entered = runtime.enter();
     let descriptors = || {
         std::fs::read_dir("/proc/self/fd")
-            .expect("Linux's list of descriptors")
+            .expect("cannot list the descriptors")
             .count()
     };
     let mut streams = Vec::with_capacity(STREAMS);
-    // The first one may allocate for all.
-    streams.push(tokio_krun::AgentStream::pair().expect("a stream"));
+    // The first stream may allocate what all share.
+    streams.push(tokio_krun::AgentStream::pair().expect("cannot create a stream"));
     let before = (LIVE_BYTES.load(Ordering::Relaxed), descriptors());
     for _ in 1..STREAMS {
-        streams.push(tokio_krun::AgentStream::pair().expect("a stream"));
+        streams.push(tokio_krun::AgentStream::pair().expect("cannot create a stream"));
     }
     let bytes = LIVE_BYTES.load(Ordering::Relaxed) - before.0;
     let descriptors = descriptors() - before.1;
     println!(
-        "\n# An idle stream: {} bytes, {} descriptors",
+        "\n# An idle stream before its first byte: {} bytes, {} descriptors",
         bytes as usize / (STREAMS - 1),
         descriptors as f64 / (STREAMS - 1) as f64
     );

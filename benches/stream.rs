@@ -1,6 +1,8 @@
-//! What one call costs: the host's calls and krun's, on one thread, with the allocations of each.
+//! What one call costs, with its allocations. One thread makes the host's calls and krun's.
 //!
-//! `cargo bench --bench stream`. For comparisons see `compare.rs`, for exact counts `counts.rs`.
+//! `cargo bench --bench stream`
+//!
+//! `compare.rs` compares transports, and `counts.rs` gives exact counts.
 
 use bytes::Bytes;
 use divan::counter::BytesCount;
@@ -14,7 +16,7 @@ use tokio_util::codec::{Framed, LengthDelimitedCodec};
 #[global_allocator]
 static ALLOCATOR: AllocProfiler = AllocProfiler::system();
 
-/// In bytes.
+/// Payloads in bytes.
 const SIZES: [usize; 4] = [64, 1024, 4096, 64 * 1024];
 
 fn main() {
@@ -25,37 +27,37 @@ fn pair() -> (Runtime, AgentStream, AgentConsoleBackend) {
     let runtime = Builder::new_current_thread()
         .enable_io()
         .build()
-        .expect("a runtime");
+        .expect("cannot build the runtime");
     let (stream, port) = {
         let _entered = runtime.enter();
-        AgentStream::pair().expect("a stream")
+        AgentStream::pair().expect("cannot create a stream")
     };
     (runtime, stream, port.into_backend())
 }
 
-/// One descriptor of the guest's, and its way to the host's buffer.
+/// The guest sends one descriptor, and the host reads it.
 #[divan::bench(args = SIZES)]
 fn guest_to_host(bencher: Bencher<'_, '_>, size: usize) {
     let (_runtime, stream, backend) = pair();
     let (source, mut target) = (vec![7; size], vec![0; size]);
     bencher.counter(BytesCount::new(size)).bench_local(|| {
-        backend.write(&source).expect("there is room");
-        assert_eq!(stream.try_read(&mut target).expect("bytes"), size);
+        backend.write(&source).expect("no room");
+        assert_eq!(stream.try_read(&mut target).expect("no bytes"), size);
     });
 }
 
-/// One write of the host's, and its way to the guest's descriptor.
+/// The host writes once, and krun reads it for the guest.
 #[divan::bench(args = SIZES)]
 fn host_to_guest(bencher: Bencher<'_, '_>, size: usize) {
     let (_runtime, stream, backend) = pair();
     let (source, mut target) = (vec![7; size], vec![0; size]);
     bencher.counter(BytesCount::new(size)).bench_local(|| {
-        assert_eq!(stream.try_write(&source).expect("there is room"), size);
-        assert_eq!(backend.read(&mut target).expect("bytes"), size);
+        assert_eq!(stream.try_write(&source).expect("no room"), size);
+        assert_eq!(backend.read(&mut target).expect("no bytes"), size);
     });
 }
 
-/// There and back again through the traits, as a task polls them.
+/// To the guest and back, through `AsyncWrite` and `AsyncRead` as a task polls them.
 #[divan::bench(args = SIZES)]
 fn echo(bencher: Bencher<'_, '_>, size: usize) {
     let (runtime, mut stream, backend) = pair();
@@ -63,15 +65,15 @@ fn echo(bencher: Bencher<'_, '_>, size: usize) {
     let (mut source, mut target) = (vec![7; size], vec![0; size]);
     bencher.counter(BytesCount::new(2 * size)).bench_local(|| {
         let written = stream.write_all(&source).now_or_never();
-        written.expect("there is room").expect("the guest is there");
-        assert_eq!(backend.read(&mut target).expect("bytes"), size);
-        backend.write(&target).expect("there is room");
+        written.expect("no room").expect("the guest is gone");
+        assert_eq!(backend.read(&mut target).expect("no bytes"), size);
+        backend.write(&target).expect("no room");
         let read = stream.read_exact(&mut source).now_or_never();
-        read.expect("bytes").expect("the guest is there");
+        read.expect("no bytes").expect("the guest is gone");
     });
 }
 
-/// The same in frames.
+/// `echo` with frames.
 #[divan::bench(args = SIZES)]
 fn framed_echo(bencher: Bencher<'_, '_>, size: usize) {
     let (runtime, stream, backend) = pair();
@@ -80,15 +82,15 @@ fn framed_echo(bencher: Bencher<'_, '_>, size: usize) {
     let (payload, mut target) = (Bytes::from(vec![7; size]), vec![0; 4 + size]);
     bencher.counter(BytesCount::new(2 * size)).bench_local(|| {
         let sent = frames.send(payload.clone()).now_or_never();
-        sent.expect("there is room").expect("the guest is there");
-        assert_eq!(backend.read(&mut target).expect("bytes"), 4 + size);
-        backend.write(&target).expect("there is room");
+        sent.expect("no room").expect("the guest is gone");
+        assert_eq!(backend.read(&mut target).expect("no bytes"), 4 + size);
+        backend.write(&target).expect("no room");
         let frame = frames.next().now_or_never().flatten();
-        assert_eq!(frame.expect("bytes").expect("a frame").len(), size);
+        assert_eq!(frame.expect("no bytes").expect("not a frame").len(), size);
     });
 }
 
-/// The same without the host's copies.
+/// `echo` with `Chunks`, without the host's copies.
 #[divan::bench(args = SIZES)]
 fn chunks_echo(bencher: Bencher<'_, '_>, size: usize) {
     let (runtime, stream, backend) = pair();
@@ -97,18 +99,21 @@ fn chunks_echo(bencher: Bencher<'_, '_>, size: usize) {
     let (item, mut target) = (Bytes::from(vec![7; size]), vec![0; size]);
     bencher.counter(BytesCount::new(2 * size)).bench_local(|| {
         let sent = chunks.send(item.clone()).now_or_never();
-        sent.expect("there is room").expect("the guest is there");
-        assert_eq!(backend.read(&mut target).expect("bytes"), size);
-        backend.write(&target).expect("there is room");
+        sent.expect("no room").expect("the guest is gone");
+        assert_eq!(backend.read(&mut target).expect("no bytes"), size);
+        backend.write(&target).expect("no room");
         let chunk = chunks.next().now_or_never().flatten();
-        assert_eq!(chunk.expect("bytes").expect("a chunk").len(), size);
+        assert_eq!(
+            chunk.expect("no bytes").expect("the stream failed").len(),
+            size
+        );
     });
 }
 
-/// What it takes to make a stream, and to end it.
+/// Creates a stream and drops it.
 #[divan::bench]
 fn create_and_drop(bencher: Bencher<'_, '_>) {
     let (runtime, _stream, _backend) = pair();
     let _entered = runtime.enter();
-    bencher.bench_local(|| AgentStream::pair().expect("a stream"));
+    bencher.bench_local(|| AgentStream::pair().expect("cannot create a stream"));
 }

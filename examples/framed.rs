@@ -1,5 +1,4 @@
-//! Typed messages: a codec of one's own from `LengthDelimitedCodec` and CBOR, and several requests under way
-//! at once.
+//! Typed messages: a codec made of `LengthDelimitedCodec` and CBOR, with several requests in flight.
 //!
 //! `cargo run --example framed`
 
@@ -13,14 +12,15 @@ use tokio_krun::AgentStream;
 use tokio_krun::test_util::{Guest, GuestPort};
 use tokio_util::codec::{Decoder, Encoder, Framed, LengthDelimitedCodec};
 
-#[derive(Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 enum Message {
     Add { id: u32, numbers: Vec<i64> },
     Greet { id: u32, name: String },
     Reply { id: u32, text: String },
 }
 
-/// The length comes first, so a peer that announces too much is refused before there is memory for it.
+/// Each frame starts with its length. Decoding fails before it allocates memory for an oversized
+/// frame.
 struct Cbor(LengthDelimitedCodec);
 
 impl Cbor {
@@ -58,26 +58,32 @@ impl Decoder for Cbor {
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     let (stream, port) = AgentStream::pair()?;
-    // With a VM this is `VmBuilder::console(|console| port.attach(console, "agent"))`.
+    // With a VM: `VmBuilder::console(|console| port.attach(console, "agent"))`.
     let guest = Guest::boot(port);
     let agent = tokio::spawn(agent(guest.open()?));
 
     let (mut requests, mut replies) = Framed::new(stream, Cbor::new()).split();
-    let (id, numbers) = (1, vec![19, 23]);
-    requests.feed(Message::Add { id, numbers }).await?;
-    let (id, name) = (2, "host".to_owned());
-    requests.feed(Message::Greet { id, name }).await?;
-    requests.flush().await?;
-    for _ in 0..2 {
-        println!("{:?}", replies.next().await.ok_or("the guest has gone")??);
+    let (numbers, name) = (vec![19, 23], "host".to_owned());
+    let questions = [
+        Message::Add { id: 1, numbers },
+        Message::Greet { id: 2, name },
+    ];
+    for question in &questions {
+        requests.feed(question.clone()).await?;
     }
-    // The halves are the stream; dropping both hangs up, and the agent ends.
+    requests.flush().await?;
+    // The agent answers in order.
+    for question in questions {
+        let reply = replies.next().await.ok_or("the guest is gone")??;
+        println!("{question:?} -> {reply:?}");
+    }
+    // Dropping both halves drops the stream and hangs up, so the agent ends.
     drop((requests, replies));
     agent.await??;
     Ok(())
 }
 
-/// The program inside.
+/// The agent inside the guest.
 async fn agent(port: GuestPort) -> io::Result<()> {
     let mut frames = Framed::new(port, Cbor::new());
     while let Some(message) = frames.next().await {

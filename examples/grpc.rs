@@ -1,5 +1,5 @@
-//! gRPC with tonic, to a server in the guest: a call that streams both ways. What `tonic-build` would generate
-//! from a `.proto` is written out here.
+//! gRPC with tonic: the host calls a server in the guest, and the call streams both ways. This file
+//! writes out what `tonic-build` would generate from a `.proto`.
 //!
 //! `cargo run --example grpc`
 
@@ -34,7 +34,7 @@ struct Output {
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     let (stream, port) = AgentStream::pair()?;
-    // With a VM this is `VmBuilder::console(|console| port.attach(console, "agent"))`.
+    // With a VM: `VmBuilder::console(|console| port.attach(console, "agent"))`.
     let guest = Guest::boot(port);
     let agent = tokio::spawn(agent(guest.open()?));
 
@@ -50,26 +50,27 @@ async fn main() -> Result<(), Box<dyn Error>> {
     while let Some(output) = outputs.message().await? {
         println!("{}: {}", output.status, output.text);
     }
-    // The last of the channel's users: it ends the connection, and that the server.
+    // Dropping the channel's last users closes the connection, so the server ends.
     drop((client, outputs));
     agent.await??;
     Ok(())
 }
 
-/// A channel over the one connection there is: it cannot be made again.
+/// A channel over `stream`. It cannot reconnect, because there is only one stream.
 async fn connect(stream: AgentStream) -> Result<Channel, tonic::transport::Error> {
     let mut stream = Some(stream);
     let connector = service_fn(move |_| {
         let io = stream.take().map(TokioIo::new);
         std::future::ready(io.ok_or(io::Error::from(io::ErrorKind::NotConnected)))
     });
-    // The address is for the headers alone.
+    // The address only appears in headers.
     Endpoint::from_static("http://agent")
         .connect_with_connector(connector)
         .await
 }
 
-/// The program inside: serves until the host's client goes. A server on the host is the same with the `AgentStream`.
+/// The agent inside the guest: serves until the host's client hangs up. A server on the host looks
+/// the same: pass the `AgentStream` instead of the `GuestPort`.
 async fn agent(port: GuestPort) -> Result<(), tonic::transport::Error> {
     let service = service_fn(async |request: hyper::Request<tonic::body::Body>| {
         let mut grpc = tonic::server::Grpc::new(ProstCodec::<Output, Command>::default());

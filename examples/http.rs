@@ -1,4 +1,4 @@
-//! HTTP to a server in the guest, with hyper: several requests over the one connection there is.
+//! HTTP with hyper: the host sends several requests over one connection to a server in the guest.
 //!
 //! `cargo run --example http`
 
@@ -16,15 +16,15 @@ use tokio_krun::test_util::{Guest, GuestPort};
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     let (stream, port) = AgentStream::pair()?;
-    // With a VM this is `VmBuilder::console(|console| port.attach(console, "agent"))`.
+    // With a VM: `VmBuilder::console(|console| port.attach(console, "agent"))`.
     let guest = Guest::boot(port);
     let agent = tokio::spawn(agent(guest.open()?));
 
     let (mut requests, connection) = client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    // Moves the bytes, until the requests' end is dropped.
+    // Moves the bytes until `requests` is dropped.
     let connection = tokio::spawn(connection);
     for path in ["/uptime", "/hostname", "/secrets"] {
-        // HTTP/1.1 wants a host; nobody looks at it.
+        // HTTP/1.1 requires a host header; this server ignores it.
         let request = Request::get(path)
             .header("host", "agent")
             .body(Empty::<Bytes>::new())?;
@@ -40,7 +40,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// The program inside.
+/// The agent inside the guest.
 async fn agent(port: GuestPort) -> hyper::Result<()> {
     server::conn::http1::Builder::new()
         .serve_connection(TokioIo::new(port), service_fn(answer))

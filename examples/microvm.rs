@@ -1,8 +1,10 @@
-//! A host that boots a real microVM and talks with the agent inside.
+//! A host that boots a real microVM and talks to the agent inside.
 //!
-//! `KRUNFW` is the path of libkrunfw, which holds the guest's kernel, and `GUEST_ROOT` the folder
-//! that is the guest's root, with the agent in it as `/init`. To have both made, with the agent of
-//! this project's tests: `tests/microvm/run --example microvm`
+//! It needs two variables. `KRUNFW` is the path of libkrunfw, which holds the guest's kernel.
+//! `GUEST_ROOT` is the guest's root folder, with the agent in it as `/init`.
+//!
+//! `tests/microvm/run --example microvm` makes both, with the agent of this crate's tests, and runs
+//! the example.
 
 use std::error::Error;
 use std::time::Duration;
@@ -28,20 +30,20 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .console(|console| port.attach(console.disable_implicit(), "agent"))
         .build()?;
     thread::spawn(move || {
-        // It returns only if the VM cannot be started; that drops the port and ends the stream.
+        // Returns only if the VM does not start. Returning drops the port, which ends the stream.
         let Err(error) = vm.enter();
         eprintln!("the VM did not start: {error}");
     });
 
     let mut lines = Framed::new(stream, LinesCodec::new());
-    let greeting = lines.next().await.ok_or("the guest has gone")??;
+    let greeting = lines.next().await.ok_or("the guest is gone")??;
     println!("the agent says: {greeting}");
     lines.send("how are you?").await?;
-    let echo = lines.next().await.ok_or("the guest has gone")??;
+    let echo = lines.next().await.ok_or("the guest is gone")??;
     println!("the agent says: {echo}");
 
-    // This agent powers off at the end of the file. krun ends the process with the guest, once
-    // the stream was read to its end and dropped.
+    // This agent powers off when it reads end of file. krun then waits until you have read the
+    // stream to its end and dropped it, and ends this process.
     lines.get_mut().hang_up();
     while let Some(line) = lines.next().await {
         println!("the agent says: {}", line?);

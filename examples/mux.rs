@@ -1,6 +1,8 @@
-//! Independent streams over the one channel, with yamux: each with backpressure of its own and its own end.
+//! Independent streams over one channel, with yamux. Each has its own backpressure and its own end.
 //!
-//! `cargo run --example mux`; `relay` is the same with clients of other processes.
+//! `cargo run --example mux`
+//!
+//! The example `relay` does the same for clients in other processes.
 
 use std::error::Error;
 use std::future::poll_fn;
@@ -15,7 +17,7 @@ use yamux::{Config, Connection, Mode, Stream};
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     let (stream, port) = AgentStream::pair()?;
-    // With a VM this is `VmBuilder::console(|console| port.attach(console, "agent"))`.
+    // With a VM: `VmBuilder::console(|console| port.attach(console, "agent"))`.
     let guest = Guest::boot(port);
     let agent = tokio::spawn(agent(guest.open()?));
 
@@ -25,11 +27,11 @@ async fn main() -> Result<(), Box<dyn Error>> {
         let stream = poll_fn(|cx| connection.poll_new_outbound(cx)).await?;
         calls.push(tokio::spawn(call(stream, name)));
     }
-    // Whoever holds the connection makes all its streams' progress.
+    // Polling the connection moves the bytes of all its streams.
     let (stop, mut stopped) = tokio::sync::oneshot::channel::<()>();
     let driver = tokio::spawn(async move {
         tokio::select! {
-            // Ends if the agent goes; it opens no streams itself.
+            // Ready only when the agent hangs up: it opens no streams.
             _ = poll_fn(|cx| connection.poll_next_inbound(cx)) => {}
             _ = &mut stopped => {}
         }
@@ -44,7 +46,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Sends a line, and reads to the end of the stream.
+/// Sends a name and reads the answer to the end of the stream.
 async fn call(mut stream: Stream, name: &str) -> io::Result<String> {
     stream.write_all(name.as_bytes()).await?;
     stream.close().await?;
@@ -53,7 +55,7 @@ async fn call(mut stream: Stream, name: &str) -> io::Result<String> {
     Ok(answer)
 }
 
-/// The program inside.
+/// The agent inside the guest.
 async fn agent(port: GuestPort) -> Result<(), yamux::ConnectionError> {
     let mut connection = Connection::new(port.compat(), Config::default(), Mode::Server);
     stream::poll_fn(|cx| connection.poll_next_inbound(cx))
@@ -63,7 +65,7 @@ async fn agent(port: GuestPort) -> Result<(), yamux::ConnectionError> {
                 Err(error) => Err(io::Error::other(error)),
             };
             if let Err(error) = answered {
-                eprintln!("a stream has failed: {error}");
+                eprintln!("a stream failed: {error}");
             }
         })
         .await;
@@ -72,7 +74,7 @@ async fn agent(port: GuestPort) -> Result<(), yamux::ConnectionError> {
 
 async fn answer(mut stream: Stream) -> io::Result<()> {
     let mut name = String::new();
-    // It may be anything: no more than this is read.
+    // The peer may send anything, so read no more than this.
     let mut start = AsyncReadExt::take(&mut stream, 100);
     start.read_to_string(&mut name).await?;
     for step in 1..=3 {

@@ -1,4 +1,4 @@
-//! A host and an agent exchanging frames, with an in-process guest in place of a VM.
+//! A host and an agent exchange frames. An in-process guest takes the place of a VM.
 //!
 //! `cargo run --example quickstart`
 
@@ -13,23 +13,24 @@ use tokio_util::codec::{Framed, LengthDelimitedCodec};
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     let (stream, port) = AgentStream::pair()?;
+    println!("this process plays the guest, without a VM");
     let vm = tokio::spawn(run_vm(port));
 
     let mut frames = Framed::new(stream, LengthDelimitedCodec::new());
     for request in ["uptime", "hostname"] {
         frames.send(Bytes::from(request)).await?;
-        let reply = frames.next().await.ok_or("the guest has gone")??;
-        println!("{request}: {}", String::from_utf8_lossy(&reply));
+        let reply = frames.next().await.ok_or("the guest is gone")??;
+        println!("{request}? {}", String::from_utf8_lossy(&reply));
     }
 
-    // Dropping the stream hangs up: the agent reads the end of the file and powers off.
+    // Dropping the stream hangs up. The agent reads end of file, and the guest powers off.
     drop(frames);
     vm.await??;
     println!("the guest has powered off");
     Ok(())
 }
 
-/// With a VM this is `VmBuilder::console(|console| port.attach(console, "agent"))`.
+/// With a VM: `VmBuilder::console(|console| port.attach(console, "agent"))`.
 async fn run_vm(port: AgentPort) -> std::io::Result<()> {
     let guest = Guest::boot(port);
     agent(guest.open()?).await?;
@@ -37,7 +38,7 @@ async fn run_vm(port: AgentPort) -> std::io::Result<()> {
     Ok(())
 }
 
-/// The program inside.
+/// The agent inside the guest.
 async fn agent(port: GuestPort) -> std::io::Result<()> {
     let mut frames = Framed::new(port, LengthDelimitedCodec::new());
     while let Some(request) = frames.next().await.transpose()? {

@@ -1,9 +1,9 @@
-//! Many local clients share one agent: each connection to a Unix socket (on Windows, a named pipe) becomes a
-//! stream of its own, multiplexed by yamux over the agent's channel.
+//! Many local clients share one agent. Clients connect to a Unix socket, or on Windows to a named
+//! pipe. Each connection becomes one yamux stream over the agent's channel.
 //!
-//! `cargo run --example relay [ROUNDS]` puts a load on it, with an agent that sends back what it gets: more
-//! clients than there is room for, of which some vanish, and some never read. Backpressure goes the whole way: a
-//! client that does not read fills its own yamux window, and nobody else's.
+//! `cargo run --example relay [ROUNDS]` puts the relay under load. The agent echoes everything. More
+//! clients connect than the relay accepts at once; some vanish, and some never read. Backpressure
+//! reaches from end to end: a client that does not read fills only its own yamux window.
 
 #[path = "relay/agent.rs"]
 mod agent;
@@ -23,19 +23,20 @@ use tokio_krun::{AgentStream, test_util::Guest};
 
 type Result<T = ()> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
-/// Carries each local connection over `stream`, until `stop` or until the agent has gone. Connections that are
-/// open then have `grace` to come to their own end, and the agent as much again to hear that it is over. That the
-/// agent has gone is an error only if somebody was connected.
+/// Carries each local connection over `stream`, until `stop` resolves or the agent hangs up.
+///
+/// Connections that are open then have `grace` to end by themselves. After that, closing the channel
+/// may take `grace` again. If the agent hangs up, that is an error only if a client was connected.
 async fn relay(
     listener: local::Listener,
     stream: AgentStream,
     stop: oneshot::Receiver<()>,
     grace: Duration,
 ) -> Result {
-    let (asks, asked) = mpsc::channel(1);
+    let (requests, requested) = mpsc::channel(1);
     let (served, driven) = tokio::join!(
-        serve(listener, asks, stop, grace),
-        channel::drive(stream, asked, grace)
+        serve(listener, requests, stop, grace),
+        channel::drive(stream, requested, grace)
     );
     match (served?, driven) {
         (true, Err(yamux::ConnectionError::Closed)) => Ok(()),
@@ -43,35 +44,35 @@ async fn relay(
     }
 }
 
-/// Says whether nobody was connected when it stopped to accept.
+/// Accepts clients. Returns whether none was connected when it stopped accepting.
 async fn serve(
     mut listener: local::Listener,
-    asks: mpsc::Sender<channel::Ask>,
+    requests: mpsc::Sender<channel::Request>,
     mut stop: oneshot::Receiver<()>,
     grace: Duration,
 ) -> io::Result<bool> {
     let mut clients = JoinSet::new();
-    let mut most = channel::CLIENTS;
+    let mut limit = channel::CLIENTS;
     let accepted = loop {
         tokio::select! {
-            // More than that wait in the listener's backlog.
-            client = listener.accept(), if clients.len() < most => match client {
-                Ok(client) => drop(clients.spawn(channel::carry(client, asks.clone()))),
-                // That client has gone again.
+            // Further clients wait in the listener's backlog.
+            client = listener.accept(), if clients.len() < limit => match client {
+                Ok(client) => drop(clients.spawn(channel::carry(client, requests.clone()))),
+                // The client hung up before it was accepted.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(error) if clients.is_empty() => break Err(error),
-                // Such as too many open files: it is of no use to try again before a client has gone.
+                // For example, too many open files: wait until a client hangs up.
                 Err(error) => {
-                    eprintln!("{} clients, and for now no more: {error}", clients.len());
-                    most = clients.len();
+                    eprintln!("{} clients, cannot accept more: {error}", clients.len());
+                    limit = clients.len();
                 }
             },
-            Some(_) = clients.join_next() => most = channel::CLIENTS,
-            () = asks.closed() => break Ok(()),
+            Some(_) = clients.join_next() => limit = channel::CLIENTS,
+            () = requests.closed() => break Ok(()),
             _ = &mut stop => break Ok(()),
         }
     };
-    drop((listener, asks));
+    drop((listener, requests));
     while clients.try_join_next().is_some() {}
     let idle = clients.is_empty();
     let own_ends = async { while clients.join_next().await.is_some() {} };
@@ -84,15 +85,17 @@ async fn serve(
 async fn main() -> Result {
     let rounds = std::env::args().nth(1).map_or(Ok(200), |n| n.parse())?;
     let (stream, port) = AgentStream::pair()?;
-    // With a VM this is `VmBuilder::console(|console| port.attach(console, "agent"))`.
+    // With a VM: `VmBuilder::console(|console| port.attach(console, "agent"))`.
     let vm = tokio::spawn(agent::run(Guest::boot(port)));
     let (listener, address) = local::Listener::bind()?;
     let (stop, stopped) = oneshot::channel();
     let load = tokio::spawn(load::run(address, rounds, stop));
     let relayed = relay(listener, stream, stopped, Duration::from_secs(1)).await;
     match (relayed, load.await?, vm.await?) {
-        (Ok(()), Ok(report), Ok(cut)) => println!("{report}; the agent was cut off {cut} times"),
-        // One's failure may be another's doing: all are shown.
+        (Ok(()), Ok(report), Ok(cut)) => {
+            println!("{report}\nstreams that ended early at the agent: {cut}")
+        }
+        // One failure may cause another, so show all three.
         ends => return Err(format!("relay, load, agent: {ends:?}").into()),
     }
     Ok(())

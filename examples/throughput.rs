@@ -1,7 +1,9 @@
-//! What the stream does on this machine, with the in-process guest: an optimised build, and a quiet machine,
-//! say more.
+//! How fast the stream is on this machine, with the in-process guest. Use `--release` and a quiet
+//! machine.
 //!
-//! `cargo run --release --example throughput [MiB]`. For comparisons there is `benches/`.
+//! `cargo run --release --example throughput [MiB]`
+//!
+//! The programs in `benches/` compare the stream with other transports.
 
 use std::error::Error;
 use std::time::{Duration, Instant};
@@ -17,9 +19,12 @@ const ROUND_TRIPS: u64 = 20_000;
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
-    let amount = std::env::args()
-        .nth(1)
-        .map_or(Ok(1024), |mib| mib.parse())?;
+    let argument = std::env::args().nth(1);
+    let amount: Option<usize> = argument.map_or(Some(1024), |mib| mib.parse().ok());
+    let Some(amount @ 1..) = amount else {
+        eprintln!("usage: throughput [MiB], at least 1");
+        std::process::exit(2);
+    };
     let (mut stream, port) = AgentStream::pair()?;
     let guest = Guest::boot(port);
     let mut agent = guest.open()?;
@@ -34,26 +39,26 @@ async fn main() -> Result<(), Box<dyn Error>> {
         };
         let rate = format!("{:.0} MiB/s", amount as f64 / took.as_secs_f64());
         let wakes = wakes(start, stream.stats()) as f64 / amount as f64;
-        rows.push((name, rate, format!("{wakes:.2} a MiB")));
+        rows.push((name, rate, format!("{wakes:.2} per MiB")));
         start = stream.stats();
     }
     let took = round_trips(&mut stream, agent).await?;
     let each = took.as_secs_f64() * 1e6 / ROUND_TRIPS as f64;
     let wakes = wakes(start, stream.stats()) as f64 / ROUND_TRIPS as f64;
-    let name = "a round trip of 64 bytes";
+    let name = "round trip of 64 bytes";
     rows.push((name, format!("{each:.1} µs"), format!("{wakes:.2} each")));
 
-    println!("{:24}  {:>12}  {:>14}", "", "", "wakes");
+    println!("{:24}  {:>12}  {:>14}", "in-process guest", "", "wakes");
     for (name, rate, wakes) in rows {
         println!("{name:24}  {rate:>12}  {wakes:>14}");
     }
     Ok(())
 }
 
-/// Of either side, by the other.
-fn wakes(from: Stats, to: Stats) -> u64 {
+/// How often the two sides woke each other.
+fn wakes(before: Stats, after: Stats) -> u64 {
     let all = |stats: Stats| [stats.tx, stats.rx].map(|ring| ring.data_wakes + ring.room_wakes);
-    all(to).iter().sum::<u64>() - all(from).iter().sum::<u64>()
+    all(after).iter().sum::<u64>() - all(before).iter().sum::<u64>()
 }
 
 async fn carry(
@@ -64,7 +69,7 @@ async fn carry(
 ) -> std::io::Result<Duration> {
     let style = ProgressStyle::with_template("{msg:24} {bar:40} {pos}/{len} MiB");
     let bar = ProgressBar::new(amount as u64)
-        .with_style(style.expect("a template"))
+        .with_style(style.expect("the template is valid"))
         .with_message(name);
     let start = Instant::now();
     let send = async {

@@ -1,15 +1,7 @@
 //! The guest's end of the port, for the agent inside the VM.
 //!
-//! The agent is a program of its own, built for the guest (such as `x86_64-unknown-linux-musl`), and
-//! depends on this crate with nothing but this:
-//!
-//! ```toml
-//! [dependencies]
-//! tokio-krun = { version = "0.1", default-features = false, features = ["agent"] }
-//! ```
-//!
-//! It is [`AsyncRead`] + [`AsyncWrite`] as the host's [`AgentStream`](crate::AgentStream) is, so both sides can
-//! share their protocol's code.
+//! [`VirtioPort`] opens the port by its name and is `AsyncRead` + `AsyncWrite`, like the host's
+//! [`AgentStream`](crate::AgentStream). So both sides can share the code of their protocol.
 //!
 //! ```no_run
 //! use futures::{SinkExt, StreamExt};
@@ -25,6 +17,14 @@
 //!     }
 //!     Ok(())
 //! }
+//! ```
+//!
+//! The agent is a separate program, built for the guest (for example for
+//! `x86_64-unknown-linux-musl`). It needs no other feature of this crate:
+//!
+//! ```toml
+//! [dependencies]
+//! tokio-krun = { version = "0.1", default-features = false, features = ["agent"] }
 //! ```
 
 mod find;
@@ -42,35 +42,7 @@ use rustix::io::{Errno, retry_on_intr};
 use tokio::io::unix::{AsyncFd, AsyncFdReadyGuard};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, Ready};
 
-/// A virtio-console port, as Linux shows it in a guest: non-blocking, and registered with tokio.
-///
-/// # Ends
-///
-/// | event | here |
-/// | --- | --- |
-/// | the host hangs up | reads give what is left, then the end of the file; writes fail with [`BrokenPipe`](io::ErrorKind::BrokenPipe), also one that is waiting for room |
-/// | `shutdown()` | nothing: the device has no half-close |
-/// | dropped | the port is closed, which the host does not see; what it sends meanwhile is lost |
-///
-/// A blocking write to a port whose host has hung up never returns in Linux; this is what is different here.
-/// krun tells of the end of the file a moment before the hang-up, so a write in between may still succeed. A
-/// port that was hung up stays so: one port, one connection. The host's program cannot go without the VM.
-///
-/// # Writing
-///
-/// Linux takes at most 32 KiB at a time. A write is complete when the device has it: the host reads it in
-/// order, but a guest that powers off at once may take it along. An agent whose last words matter waits for
-/// an answer to them.
-///
-/// To read and write in two tasks there is [`tokio::io::split`](https://docs.rs/tokio/1/tokio/io/fn.split.html). The descriptor is not to be given to
-/// `poll(2)` or another epoll: Linux' `virtio_console` takes what its device has completed when it is polled,
-/// so that this port's own wait for it may not end.
-///
-/// # Cancel safety
-///
-/// As of tokio's own streams: a read or write that is dropped while it waits has moved nothing.
-///
-/// # Examples
+/// A virtio-console port in a Linux guest: the agent's stream to the host.
 ///
 /// ```no_run
 /// use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -88,35 +60,76 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, Ready};
 ///     }
 /// }
 /// ```
+///
+/// The port is non-blocking and registered with tokio. To read and write in two tasks, use
+/// [`tokio::io::split`](https://docs.rs/tokio/1/tokio/io/fn.split.html).
+///
+/// # Ends
+///
+/// | event | effect on the port |
+/// | --- | --- |
+/// | the host hangs up | reads return what is left, then end of file; writes fail with [`BrokenPipe`](io::ErrorKind::BrokenPipe), even one that waits for room |
+/// | you call `shutdown()` | none: the device has no half-close |
+/// | you drop the port | it closes, and the host does not notice; what the host sends from then on is lost |
+///
+/// A blocking write would behave differently: in Linux, it never returns once the host has hung up.
+///
+/// krun reports end of file a moment before the hang-up, so a write in between may still succeed. A
+/// hang-up is final: one port carries one connection. The host's program cannot exit and leave the
+/// VM running, because the VM is part of its process.
+///
+/// # Writing
+///
+/// Linux takes at most 32 KiB per write. A write completes when the device has its bytes, and the
+/// host reads them in order. If the guest powers off at once, they may be lost. If your agent's last
+/// words matter, let it wait for an answer to them.
+///
+/// # The descriptor
+///
+/// Do not pass the descriptor to `poll(2)` or to another epoll instance. On each poll, Linux's
+/// `virtio_console` collects what its device has completed, so this port's own wait for that may
+/// never end.
+///
+/// # Cancel safety
+///
+/// Reads and writes are as cancel safe as those of tokio's streams: one that you drop while it waits
+/// has moved no bytes.
 #[derive(Debug)]
 pub struct VirtioPort(AsyncFd<OwnedFd>);
 
 impl VirtioPort {
-    /// Opens the port that the host has given this name
-    /// ([`AgentPort::attach`](https://docs.rs/tokio-krun/latest/tokio_krun/struct.AgentPort.html#method.attach)),
-    /// once it appears: the host tells the names after the guest has started, and each after it has opened the
-    /// port itself.
+    /// Opens the port that the host attached under `name`, and waits until it appears.
     ///
-    /// It waits for as long as there is no such port or no device file for it; wrap it in
-    /// [`tokio::time::timeout`](https://docs.rs/tokio/1/tokio/time/fn.timeout.html) where it may never come. `/sys` must be mounted, and `/dev` be a `devtmpfs` or
-    /// have a udev. If the port is not there at once it listens for the kernel's events (`NETLINK_KOBJECT_UEVENT`),
-    /// which do not come into the network namespace of a container with user ids of its own. Of two ports with
-    /// one name it takes either.
+    /// The host attaches a port with
+    /// [`AgentPort::attach`](https://docs.rs/tokio-krun/latest/tokio_krun/struct.AgentPort.html#method.attach).
+    /// It announces a port's name after the guest has started and after it has opened its own end of
+    /// that port.
+    ///
+    /// `open` waits as long as there is no port of that name, or no device file for it. If the port may
+    /// never appear, wrap the call in
+    /// [`tokio::time::timeout`](https://docs.rs/tokio/1/tokio/time/fn.timeout.html). If two ports have
+    /// the same name, it opens either of them.
+    ///
+    /// `/sys` must be mounted. `/dev` must be a `devtmpfs`, or udev must manage it. If the port is not
+    /// there at once, `open` listens for the kernel's events (`NETLINK_KOBJECT_UEVENT`). These do not
+    /// reach the network namespace of a container that has its own user namespace.
     ///
     /// # Errors
     ///
-    /// [`ResourceBusy`](io::ErrorKind::ResourceBusy) if a process has it open, as Linux lets one have it;
-    /// [`PermissionDenied`](io::ErrorKind::PermissionDenied), which a process that is not root may also meet while
-    /// udev has still to let it in; [`NotFound`](io::ErrorKind::NotFound) if `/sys` is not mounted; what else the
-    /// system says.
+    /// - [`ResourceBusy`](io::ErrorKind::ResourceBusy) if a process already has the port open. Linux
+    ///   allows only one.
+    /// - [`PermissionDenied`](io::ErrorKind::PermissionDenied) if you may not open the device file. A
+    ///   process that is not root may also get this before udev has set the file's permissions.
+    /// - [`NotFound`](io::ErrorKind::NotFound) if `/sys` is not mounted.
+    /// - Any other error of the system.
     ///
     /// # Panics
     ///
-    /// Outside a tokio runtime with I/O enabled.
+    /// If called outside a tokio runtime with I/O enabled.
     ///
     /// # Cancel safety
     ///
-    /// Cancel safe: dropped while it waits, it has opened nothing.
+    /// Cancel safe: if you drop it while it waits, it has opened nothing.
     ///
     /// # Examples
     ///
@@ -130,21 +143,23 @@ impl VirtioPort {
     /// # Ok(()) }
     /// ```
     pub async fn open(name: &str) -> io::Result<Self> {
-        find::appears(name, Self::open_path).await
+        find::open_when_present(name, Self::open_path).await
     }
 
     /// Opens the port's device file, such as `/dev/vport0p1`.
     ///
-    /// The host must have opened its end, as krun has before it tells the port's name. A port that was opened before
-    /// that reads as one that was hung up, for good.
+    /// The host must have opened its end first; krun does so before it announces the port's name. A port
+    /// that you open earlier behaves as if the host had hung up, for good.
     ///
     /// # Errors
     ///
-    /// As of [`open`](Self::open), and [`NotFound`](io::ErrorKind::NotFound).
+    /// - [`NotFound`](io::ErrorKind::NotFound) if there is no such file.
+    /// - [`ResourceBusy`](io::ErrorKind::ResourceBusy), [`PermissionDenied`](io::ErrorKind::PermissionDenied)
+    ///   and others, as with [`open`](Self::open).
     ///
     /// # Panics
     ///
-    /// Outside a tokio runtime with I/O enabled.
+    /// If called outside a tokio runtime with I/O enabled.
     ///
     /// # Examples
     ///
@@ -152,7 +167,7 @@ impl VirtioPort {
     /// use tokio_krun::agent::VirtioPort;
     ///
     /// # async fn open() -> std::io::Result<()> {
-    /// // A link of udev's, in a distribution that has it.
+    /// // A link that udev creates on some distributions.
     /// let port = VirtioPort::open_path("/dev/virtio-ports/agent")?;
     /// # Ok(()) }
     /// ```
@@ -166,20 +181,22 @@ impl VirtioPort {
         register(fd).map(Self)
     }
 
-    /// Takes a port that someone else has opened, such as the process that started this one. Makes it
-    /// non-blocking. As with [`open_path`](Self::open_path), the host's end must be open.
+    /// Takes a port that is already open, for example one that your parent process opened.
+    ///
+    /// The descriptor becomes non-blocking. As with [`open_path`](Self::open_path), the host must have
+    /// opened its end before the port was opened.
     ///
     /// # Errors
     ///
-    /// What the system says to a descriptor that cannot be waited for.
+    /// The system's error if the descriptor does not support waiting (epoll).
     ///
     /// # Panics
     ///
-    /// Outside a tokio runtime with I/O enabled.
+    /// If called outside a tokio runtime with I/O enabled.
     ///
     /// # Examples
     ///
-    /// Any file that can be waited for will do, such as one end of a socket in a test of an agent:
+    /// Any descriptor that supports waiting will do. In a test of an agent, use one end of a socket:
     ///
     /// ```
     /// use std::io::Write;
@@ -202,11 +219,11 @@ impl VirtioPort {
         register(fd).map(Self)
     }
 
-    /// Gives the descriptor back, such as to a process that is to go on with the port. It stays non-blocking.
+    /// Returns the descriptor, for example to pass it to another process. It stays non-blocking.
     ///
     /// # Errors
     ///
-    /// None at present; as `into_nonblocking_fd` of tokio's pipes.
+    /// None at present. The signature is that of `into_nonblocking_fd` of tokio's pipes.
     ///
     /// # Examples
     ///
@@ -222,12 +239,13 @@ impl VirtioPort {
         Ok(self.0.into_inner())
     }
 
-    /// Gives the descriptor back, for blocking reads and writes. A blocking write that waits when the host hangs up
-    /// never returns.
+    /// Returns the descriptor, for blocking reads and writes.
+    ///
+    /// If the host hangs up while a blocking write waits, that write never returns.
     ///
     /// # Errors
     ///
-    /// What the system says.
+    /// The system's error if it cannot change the descriptor.
     ///
     /// # Examples
     ///
@@ -249,12 +267,13 @@ impl VirtioPort {
         Ok(fd)
     }
 
-    /// Waits until the port is ready in one of the ways of `interest`, and says in which. Being ready
-    /// includes having ended.
+    /// Waits until the port is ready for one of the operations in `interest`, and returns which.
+    ///
+    /// A port that has ended is ready.
     ///
     /// # Errors
     ///
-    /// If the runtime has shut down.
+    /// [`Other`](io::ErrorKind::Other) if the runtime has shut down.
     ///
     /// # Cancel safety
     ///
@@ -277,11 +296,11 @@ impl VirtioPort {
         Ok(self.0.ready(interest).await?.ready())
     }
 
-    /// Waits until there is something to read, or the end.
+    /// Waits until there is something to read, or end of file.
     ///
     /// # Errors
     ///
-    /// If the runtime has shut down.
+    /// [`Other`](io::ErrorKind::Other) if the runtime has shut down.
     ///
     /// # Cancel safety
     ///
@@ -307,11 +326,13 @@ impl VirtioPort {
         self.ready(Interest::READABLE).await.map(drop)
     }
 
-    /// Polls for something to read, or the end. Wakes the last task that polled for reading, by this or by a read.
+    /// Polls for something to read, or end of file.
+    ///
+    /// Only the task that polled for reading last is woken, whether by this method or by a read.
     ///
     /// # Errors
     ///
-    /// If the runtime has shut down.
+    /// [`Other`](io::ErrorKind::Other) if the runtime has shut down.
     ///
     /// # Examples
     ///
@@ -333,11 +354,11 @@ impl VirtioPort {
         self.0.poll_read_ready(cx).map_ok(drop)
     }
 
-    /// Reads what there is, without waiting: no bytes at the end of the file, or into an empty buffer.
+    /// Reads what is there, without waiting. Returns 0 at end of file, or if the buffer is empty.
     ///
     /// # Errors
     ///
-    /// [`WouldBlock`](io::ErrorKind::WouldBlock) if there is nothing.
+    /// [`WouldBlock`](io::ErrorKind::WouldBlock) if there is nothing to read yet.
     ///
     /// # Examples
     ///
@@ -360,7 +381,7 @@ impl VirtioPort {
     ///
     /// # Errors
     ///
-    /// If the runtime has shut down.
+    /// [`Other`](io::ErrorKind::Other) if the runtime has shut down.
     ///
     /// # Cancel safety
     ///
@@ -386,12 +407,13 @@ impl VirtioPort {
         self.ready(Interest::WRITABLE).await.map(drop)
     }
 
-    /// Polls for what may be room for a write, or the host's hang-up. Wakes the last task that polled for writing,
-    /// by this or by a write.
+    /// Polls for room for a write, or the host's hang-up. A write may still find no room.
+    ///
+    /// Only the task that polled for writing last is woken, whether by this method or by a write.
     ///
     /// # Errors
     ///
-    /// If the runtime has shut down.
+    /// [`Other`](io::ErrorKind::Other) if the runtime has shut down.
     ///
     /// # Examples
     ///
@@ -399,7 +421,7 @@ impl VirtioPort {
     /// use std::task::{Context, Poll};
     /// use tokio_krun::agent::VirtioPort;
     ///
-    /// /// A service that is ready when its port takes a request.
+    /// /// Your service is ready when its port can take a request.
     /// fn poll_ready(port: &VirtioPort, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
     ///     port.poll_write_ready(cx)
     /// }
@@ -408,12 +430,12 @@ impl VirtioPort {
         self.0.poll_write_ready(cx).map_ok(drop)
     }
 
-    /// Writes what there is room for, without waiting.
+    /// Writes as much as there is room for, without waiting.
     ///
     /// # Errors
     ///
-    /// [`WouldBlock`](io::ErrorKind::WouldBlock) if there is no room, and
-    /// [`BrokenPipe`](io::ErrorKind::BrokenPipe) once the host has hung up.
+    /// - [`WouldBlock`](io::ErrorKind::WouldBlock) if there is no room.
+    /// - [`BrokenPipe`](io::ErrorKind::BrokenPipe) once the host has hung up.
     ///
     /// # Examples
     ///
@@ -432,8 +454,8 @@ impl VirtioPort {
         write(&mut guard, buf).unwrap_or_else(|| Err(io::ErrorKind::WouldBlock.into()))
     }
 
-    /// What tokio knows of the port, without waiting and without asking the system: to `poll(2)` it could take
-    /// away what a task waits for (see "Writing" in the type's documentation).
+    /// Returns tokio's own view of the port's readiness. It neither waits nor asks the system, because
+    /// `poll(2)` could take away the event that a task waits for; see "The descriptor" in the type's docs.
     fn ready_now(&self, interest: Interest) -> io::Result<AsyncFdReadyGuard<'_, OwnedFd>> {
         let ready = pin!(self.0.ready(interest));
         match ready.poll(&mut Context::from_waker(Waker::noop())) {
@@ -462,7 +484,7 @@ impl AsyncRead for VirtioPort {
     }
 }
 
-/// The driver has no vectored writes: each buffer would be a descriptor of its own.
+/// Vectored writes are not supported: the driver would send each buffer as a separate descriptor.
 impl AsyncWrite for VirtioPort {
     fn poll_write(
         self: Pin<&mut Self>,
@@ -480,12 +502,12 @@ impl AsyncWrite for VirtioPort {
         }
     }
 
-    /// A write is complete when the device has it.
+    /// Does nothing: a write completes only when the device has its bytes.
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }
 
-    /// The device has no half-close.
+    /// Does nothing: the device has no half-close.
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }
@@ -503,7 +525,7 @@ impl AsRawFd for VirtioPort {
     }
 }
 
-/// `None` if there is nothing yet, and tokio knows.
+/// Reads once. `None` means that there is nothing yet, and that tokio's readiness is cleared.
 fn read(guard: &mut AsyncFdReadyGuard<'_, OwnedFd>, buf: &mut [u8]) -> Option<io::Result<usize>> {
     match retry_on_intr(|| rustix::io::read(guard.get_inner(), &mut *buf)) {
         Err(Errno::AGAIN) if guard.ready().is_read_closed() => Some(Ok(0)),
@@ -515,14 +537,14 @@ fn read(guard: &mut AsyncFdReadyGuard<'_, OwnedFd>, buf: &mut [u8]) -> Option<io
     }
 }
 
-/// `None` if there is no room, and tokio knows.
+/// Writes once. `None` means that there is no room, and that tokio's readiness is cleared.
 fn write(guard: &mut AsyncFdReadyGuard<'_, OwnedFd>, buf: &[u8]) -> Option<io::Result<usize>> {
     match retry_on_intr(|| rustix::io::write(guard.get_inner(), buf)) {
-        // Linux says no more than this when the host has hung up.
+        // After a hang-up, Linux returns only `AGAIN`.
         Err(Errno::AGAIN) if guard.ready().is_write_closed() => {
             Some(Err(io::ErrorKind::BrokenPipe.into()))
         }
-        // It says 0 if another write has just taken the room that there was.
+        // It returns 0 if another write has just taken the last room.
         Err(Errno::AGAIN) | Ok(0) => {
             guard.clear_ready();
             None
@@ -533,11 +555,11 @@ fn write(guard: &mut AsyncFdReadyGuard<'_, OwnedFd>, buf: &[u8]) -> Option<io::R
 
 #[expect(
     unsafe_code,
-    reason = "`AsyncFd::register`, the way that tokio has not deprecated, asks for a promise about the descriptor"
+    reason = "`AsyncFd::register` is unsafe, and tokio has deprecated the safe constructors"
 )]
 fn register(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
-    // SAFETY: an `OwnedFd` is open until it is dropped, and always the same descriptor; the
-    // registration owns it.
+    // SAFETY: an `OwnedFd` keeps the same descriptor open until it is dropped, and the registration
+    // owns it.
     let registered = unsafe { AsyncFd::register(fd) };
     Ok(registered?)
 }

@@ -9,47 +9,13 @@ use futures_core::Stream;
 use futures_sink::Sink;
 
 use crate::host::Host;
+use crate::split::{ReadHalf, WriteHalf};
+use crate::split_owned::{OwnedReadHalf, OwnedWriteHalf};
+use crate::stream::AgentStream;
 
 pin_project_lite::pin_project! {
-    /// A stream by chunks: a [`Stream`] of what the guest sends and a [`Sink`] of [`Bytes`] for
-    /// it, without copying them.
-    ///
-    /// It wraps an [`AgentStream`](crate::AgentStream), a half of it, or a mutable borrow of
-    /// either. Chunks follow the order of the byte stream: what is read or written through the
-    /// wrapped stream before or after comes before or after.
-    ///
-    /// # Reading
-    ///
-    /// Each item is what one of the ring's chunks has left, so its size says nothing of the
-    /// guest's writes. It is the ring's own storage, lent out: until it, and each clone and slice
-    /// of it, is dropped, its bytes count against the [capacity](crate::Options::capacity). So
-    /// holding chunks does not make the ring grow; but the guest waits when less is left than it
-    /// sends at once (a Linux guest: up to 32 KiB), so a message that may be as large as the capacity
-    /// must be copied out as it comes. Less than half a chunk (of 64 KiB, in a stream of 512 KiB or more) is
-    /// copied instead: such bytes are the holder's own. Either way an item costs one allocation, that of
-    /// its handle or of the copy. What is held therefore takes at most twice the memory that is counted.
-    ///
-    /// After an error the stream ends.
-    ///
-    /// # Writing
-    ///
-    /// [`Bytes`] go into the ring as they are, in pieces if there is not enough room, and are
-    /// dropped when the guest has taken them. Less than half a chunk is copied instead, so that
-    /// small items share a slot. Flushing waits until the item is in the ring; see
-    /// [Flushing](crate::AgentStream#flushing).
-    ///
-    /// An item that is made of a type of the caller's ([`Bytes::from_owner`]) may be dropped by krun's
-    /// thread: that type's `drop` must not block.
-    ///
-    /// # Cancel safety
-    ///
-    /// `StreamExt::next` is cancel safe: no chunk is lost. A cancelled `SinkExt::send` is not: it has
-    /// sent its item, or leaves it in this adapter to be sent with the next item or flush, or, if an
-    /// item before it was still waiting, drops it. Flushing is cancel safe, so an item that is sent
-    /// after a completed flush is never dropped. Dropping the adapter drops an item that is not in
-    /// the ring yet.
-    ///
-    /// # Examples
+    /// An [`AgentStream`] by chunks: a [`Stream`] of what the guest sends and a [`Sink`] of [`Bytes`] for it, without
+    /// copying them.
     ///
     /// ```
     /// use bytes::Bytes;
@@ -71,11 +37,46 @@ pin_project_lite::pin_project! {
     /// agent.read_exact(&mut received).await?;
     /// # Ok(()) }
     /// ```
+    ///
+    /// It wraps an [`AgentStream`], a half of it, or a mutable borrow of either. Chunks keep the order of the byte stream,
+    /// together with what you read or write through the wrapped stream before or after.
+    ///
+    /// # Reading
+    ///
+    /// Each item is what is left of one of the ring's chunks, so its size says nothing about the guest's writes. It is the
+    /// ring's own storage, lent to you. Until you drop the item and each clone and slice of it, its bytes count against the
+    /// [capacity](crate::Options::capacity). So holding chunks does not make the ring grow. But the guest waits once less
+    /// room is left than it sends at once, which is up to 32 KiB for Linux. So copy out a message that may be as large as
+    /// the capacity.
+    ///
+    /// Less than half a chunk is copied instead, and then belongs to you. A chunk has 64 KiB in a stream of 512 KiB or more,
+    /// and an eighth of a smaller capacity. Either way an item costs one allocation, for its handle or for the copy. What
+    /// you hold takes at most twice the memory that is counted.
+    ///
+    /// After an error the stream ends.
+    ///
+    /// # Writing
+    ///
+    /// [`Bytes`] go into the ring as they are, in pieces if there is not enough room, and are dropped when the guest has
+    /// taken them. Less than half a chunk is copied instead, so that small items share storage. Larger items are copied too
+    /// while so many of them wait in the ring that the ring could not hold its capacity otherwise. Flushing waits until
+    /// the item is in the ring; see [Flushing](crate::AgentStream#flushing).
+    ///
+    /// krun's thread may drop an item. If you made it from a type of your own ([`Bytes::from_owner`]), that type's `drop`
+    /// must not block.
+    ///
+    /// # Cancel safety
+    ///
+    /// `StreamExt::next` is cancel safe: no chunk is lost.
+    ///
+    /// `SinkExt::send` is not. A cancelled `send` has sent its item, or leaves it in this adapter to go out with the next
+    /// item or flush. If an earlier item was still waiting, it drops its own. Flushing is cancel safe, so an item that you
+    /// send after a completed flush is never dropped. Dropping the adapter drops an item that is not in the ring yet.
     #[derive(Debug)]
     #[must_use = "it does nothing unless polled"]
     pub struct Chunks<S> {
         stream: S,
-        // Not yet in the ring.
+        // An item that is not in the ring yet.
         pending: Bytes,
         // Reading has failed.
         has_failed: bool,
@@ -83,7 +84,7 @@ pin_project_lite::pin_project! {
 }
 
 impl<S> Chunks<S> {
-    /// Takes `stream` by chunks.
+    /// Wraps `stream`.
     ///
     /// # Examples
     ///
@@ -98,7 +99,7 @@ impl<S> Chunks<S> {
     /// agent.write_all(b"\x04body").await?;
     /// assert_eq!(stream.read_u8().await?, 4);
     ///
-    /// // Only for the body: the stream is borrowed.
+    /// // Only for the body, by borrowing the stream.
     /// let mut chunks = Chunks::new(&mut stream);
     /// assert_eq!(chunks.next().await.unwrap()?, "body");
     /// # Ok(()) }
@@ -111,7 +112,7 @@ impl<S> Chunks<S> {
         }
     }
 
-    /// The stream inside.
+    /// Returns a reference to the stream inside.
     ///
     /// # Examples
     ///
@@ -133,7 +134,8 @@ impl<S> Chunks<S> {
         &self.stream
     }
 
-    /// The stream inside. An item that waits to be sent comes after what is written there.
+    /// Returns a mutable reference to the stream inside. What you write there comes before an item that still waits to be
+    /// sent.
     ///
     /// # Examples
     ///
@@ -159,7 +161,7 @@ impl<S> Chunks<S> {
         &mut self.stream
     }
 
-    /// Gives the stream back. An item that was not flushed is lost.
+    /// Returns the stream. An item that was not flushed is lost.
     ///
     /// # Examples
     ///
@@ -191,8 +193,9 @@ impl<S> Chunks<S> {
     }
 }
 
-/// What can be read by chunks: [`AgentStream`](crate::AgentStream), its reading halves, and mutable
-/// borrows of them. Sealed.
+/// A stream that can be read by chunks: [`AgentStream`], its reading halves, and mutable borrows of them.
+///
+/// This trait is sealed.
 ///
 /// # Examples
 ///
@@ -222,8 +225,9 @@ impl<S> Chunks<S> {
 /// ```
 pub trait ReadChunks: sealed::AsHost {}
 
-/// What can be written by chunks: [`AgentStream`](crate::AgentStream), its writing halves, and
-/// mutable borrows of them. Sealed.
+/// A stream that can be written by chunks: [`AgentStream`], its writing halves, and mutable borrows of them.
+///
+/// This trait is sealed.
 ///
 /// # Examples
 ///
@@ -250,16 +254,52 @@ pub trait ReadChunks: sealed::AsHost {}
 /// ```
 pub trait WriteChunks: sealed::AsHost {}
 
+impl ReadChunks for AgentStream {}
+impl ReadChunks for ReadHalf<'_> {}
+impl ReadChunks for OwnedReadHalf {}
 impl<S: ReadChunks + ?Sized> ReadChunks for &mut S {}
+
+impl WriteChunks for AgentStream {}
+impl WriteChunks for WriteHalf<'_> {}
+impl WriteChunks for OwnedWriteHalf {}
 impl<S: WriteChunks + ?Sized> WriteChunks for &mut S {}
 
-pub(crate) mod sealed {
-    use super::Host;
+mod sealed {
+    use super::{AgentStream, Host, OwnedReadHalf, OwnedWriteHalf, ReadHalf, WriteHalf};
 
-    /// What has a host's end.
     pub trait AsHost {
         #[doc(hidden)]
         fn as_host(&self) -> &Host;
+    }
+
+    impl AsHost for AgentStream {
+        fn as_host(&self) -> &Host {
+            self.host()
+        }
+    }
+
+    impl AsHost for ReadHalf<'_> {
+        fn as_host(&self) -> &Host {
+            self.host()
+        }
+    }
+
+    impl AsHost for WriteHalf<'_> {
+        fn as_host(&self) -> &Host {
+            self.host()
+        }
+    }
+
+    impl AsHost for OwnedReadHalf {
+        fn as_host(&self) -> &Host {
+            self.host()
+        }
+    }
+
+    impl AsHost for OwnedWriteHalf {
+        fn as_host(&self) -> &Host {
+            self.host()
+        }
     }
 
     impl<S: AsHost + ?Sized> AsHost for &mut S {
@@ -292,7 +332,7 @@ impl<S: WriteChunks> Sink<Bytes> for Chunks<S> {
 
     /// # Panics
     ///
-    /// If it was not [ready](Self::poll_ready): the item before this one would be lost.
+    /// If [`poll_ready`](Self::poll_ready) was not ready: the item before this one would be lost.
     fn start_send(self: Pin<&mut Self>, item: Bytes) -> io::Result<()> {
         let this = self.project();
         assert!(
@@ -314,7 +354,7 @@ impl<S: WriteChunks> Sink<Bytes> for Chunks<S> {
     /// Flushes, and shuts the stream down for writing, without hanging up.
     fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.as_mut().poll_flush(cx))?;
-        self.stream.as_host().shared().host_shut_down();
+        self.stream.as_host().shut_down();
         Poll::Ready(Ok(()))
     }
 }

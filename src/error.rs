@@ -1,24 +1,24 @@
-//! What can go wrong.
+//! The crate's errors.
 
 use std::io;
 
-/// Why a stream could not be made, or why it takes no more.
+/// Why a stream could not be created, or why it reads or writes no more.
 ///
-/// The stream's own methods return [`io::Error`], as each of tokio's streams; one that comes from
-/// here holds it as its source ([`io::Error::get_ref`]).
+/// Like tokio's streams, the stream's methods return [`io::Error`]. Where the reason is one of these,
+/// the `io::Error` holds it: get it with [`io::Error::get_ref`].
 ///
 /// | error | [`io::ErrorKind`] |
 /// | --- | --- |
 /// | [`Capacity`](Error::Capacity) | [`InvalidInput`](io::ErrorKind::InvalidInput) |
 /// | [`NoRuntime`](Error::NoRuntime) | [`Other`](io::ErrorKind::Other) |
 /// | [`PipeInUse`](Error::PipeInUse) | [`AddrInUse`](io::ErrorKind::AddrInUse) |
-/// | [`Os`](Error::Os) | that of the system's error |
+/// | [`Os`](Error::Os) | the kind of the system's error |
 /// | [`ShutDown`](Error::ShutDown), [`GuestGone`](Error::GuestGone) | [`BrokenPipe`](io::ErrorKind::BrokenPipe) |
 /// | [`CutOff`](Error::CutOff) | [`UnexpectedEof`](io::ErrorKind::UnexpectedEof) |
 ///
-/// Besides, the `try_` methods return [`WouldBlock`](io::ErrorKind::WouldBlock), and a wait fails
-/// with [`Other`](io::ErrorKind::Other) if the stream's runtime has shut down; these come without a
-/// source of ours.
+/// Two errors hold no `Error`. The `try_` methods return [`WouldBlock`](io::ErrorKind::WouldBlock)
+/// instead of waiting. A wait fails with [`Other`](io::ErrorKind::Other) if the stream's runtime has
+/// shut down.
 ///
 /// # Examples
 ///
@@ -30,52 +30,72 @@ use std::io;
 /// # let (mut stream, port) = AgentStream::pair()?;
 /// stream.shutdown().await?;
 /// let error = stream.write_all(b"too late").await.unwrap_err();
-/// let source = error.get_ref().and_then(|source| source.downcast_ref());
-/// assert!(matches!(source, Some(Error::ShutDown))); // this side's doing: the guest is still there
+/// let reason = error.get_ref().and_then(|reason| reason.downcast_ref());
+/// assert!(matches!(reason, Some(Error::ShutDown))); // the guest is still there
 /// # Ok(()) }
 /// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// [`Options::capacity`](crate::Options::capacity) is out of its bounds.
-    #[non_exhaustive]
-    #[error("a capacity of {capacity} bytes is out of bounds: choose {least} to {most} bytes")]
-    Capacity {
-        /// What was asked for, in bytes.
-        capacity: usize,
-        /// The least that is allowed, in bytes.
-        least: usize,
-        /// The most that is allowed, in bytes.
-        most: usize,
-    },
-    /// There is no tokio runtime here to register the stream with.
-    #[error("no tokio runtime here: create the stream inside one, or under `Handle::enter`")]
-    NoRuntime,
-    /// The pipe's name is taken: only on Windows, where the port is a named pipe.
+    /// [`Options::capacity`](crate::Options::capacity) is too small or too large.
     #[non_exhaustive]
     #[error(
-        "the pipe {name} is in use: choose another name, or none for one that cannot be guessed"
+        "a capacity of {capacity} bytes is too {too}: \
+         choose {} to {} ({least} to {most} bytes)",
+        with_unit(.least),
+        with_unit(.most),
+        too = if .capacity < .least { "small" } else { "large" }
     )]
+    Capacity {
+        /// The capacity that you chose, in bytes.
+        capacity: usize,
+        /// The smallest valid capacity, in bytes.
+        least: usize,
+        /// The largest valid capacity, in bytes.
+        most: usize,
+    },
+    /// The current thread is outside any tokio runtime, and the stream needs one to register with.
+    #[error(
+        "this thread is outside any tokio runtime: \
+         create the stream inside one, or with `Options::create_on`"
+    )]
+    NoRuntime,
+    /// The pipe name is in use. Only on Windows, where the port is a named pipe.
+    #[non_exhaustive]
+    #[error("the pipe name {name} is in use: choose another, or none to get a random one")]
     PipeInUse {
         /// The pipe's name.
         name: String,
     },
     /// The system refused a descriptor, a pipe or a registration.
-    #[error("the system refused a descriptor or a pipe")]
+    #[error("the system refused a descriptor or a pipe: see the source error")]
     Os(#[source] io::Error),
-    /// The stream was written to after its own side had ended writing.
-    #[error("the stream was shut down or hung up by this side: write before that, not after")]
+    /// You wrote to the stream after you had shut it down or hung up.
+    #[error("this side has already shut down or hung up: write everything before that")]
     ShutDown,
-    /// The guest has powered off, or the VM or its port was dropped.
-    #[error("the guest has gone: read what it left; a new VM needs a new stream")]
+    /// The other end is closed: the guest has powered off, or its VM or port was dropped.
+    ///
+    /// A port that you drop before it has a guest counts too. What the guest wrote before can still
+    /// be read.
+    #[error("the other end is closed: the guest has powered off, or its VM or port was dropped")]
     GuestGone,
-    /// The guest's bytes from here on were discarded, as they found no room while the port was
+    /// The guest's bytes from here on were discarded: they found no room while the port was
     /// [quiesced](crate::PortHandle::quiesce).
     #[error(
-        "the guest's bytes from here on found no room while the port was quiesced: \
-         pause the guest first, or give the stream more capacity"
+        "the guest's bytes from here on were discarded, as they found no room while the port was \
+         quiesced: pause the guest first, or choose a larger capacity"
     )]
     CutOff,
+}
+
+/// A size in the largest unit that divides it, such as `32 KiB`.
+fn with_unit(bytes: &usize) -> String {
+    match bytes.trailing_zeros() {
+        30.. => format!("{} GiB", bytes >> 30),
+        20.. => format!("{} MiB", bytes >> 20),
+        10.. => format!("{} KiB", bytes >> 10),
+        _ => format!("{bytes} bytes"),
+    }
 }
 
 impl From<Error> for io::Error {
@@ -84,7 +104,7 @@ impl From<Error> for io::Error {
             Error::Capacity { .. } => io::ErrorKind::InvalidInput,
             Error::NoRuntime => io::ErrorKind::Other,
             Error::PipeInUse { .. } => io::ErrorKind::AddrInUse,
-            // As it is: it has the system's own number.
+            // Unwrapped, to keep the system's error number.
             Error::Os(source) => return source,
             Error::ShutDown | Error::GuestGone => io::ErrorKind::BrokenPipe,
             Error::CutOff => io::ErrorKind::UnexpectedEof,

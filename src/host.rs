@@ -1,4 +1,4 @@
-//! What the stream and its halves share: every way of reading, writing and waiting, once.
+//! The host's end: how a task tries, arms, and waits. The stream and its halves delegate to it.
 
 use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice, IoSliceMut};
@@ -13,9 +13,10 @@ use tokio::task::coop;
 
 use crate::error::Error;
 use crate::shared::ConsoleSharedState;
+use crate::stats::Stats;
 use crate::sys::HostWait;
 
-/// The host's end. Dropping it is the end of the stream and of each of its halves.
+/// The host's end. Dropping it ends the stream and each of its halves.
 #[derive(Debug)]
 #[allow(
     unreachable_pub,
@@ -29,51 +30,78 @@ pub struct Host {
 }
 
 impl Host {
+    /// Registers with the current runtime.
     #[track_caller]
     pub(crate) fn register(
         shared: Arc<ConsoleSharedState>,
         hang_up_on_drop: bool,
     ) -> io::Result<Self> {
         Ok(Self {
-            readable: HostWait::register(&shared, |shared| &shared.tx_data)?,
-            writable: HostWait::register(&shared, |shared| &shared.rx_room)?,
+            readable: HostWait::register(Arc::clone(shared.tx_data.wake()))?,
+            writable: HostWait::register(Arc::clone(shared.rx_room.wake()))?,
             shared,
             hang_up_on_drop,
         })
     }
 
-    pub(crate) fn shared(&self) -> &ConsoleSharedState {
-        &self.shared
+    pub(crate) fn shut_down(&self) {
+        self.shared.host_shut_down();
+    }
+
+    pub(crate) fn hang_up(&self) {
+        self.shared.host_hang_up();
+    }
+
+    pub(crate) fn stop_reading(&self) {
+        self.shared.host_stop_reading();
+    }
+
+    pub(crate) fn has_guest_opened(&self) -> bool {
+        self.shared.host_sees_guest() == Some(true)
+    }
+
+    pub(crate) fn stats(&self) -> Stats {
+        self.shared.stats()
     }
 }
 
-// As tokio's own streams are. Under a lock only code of the caller's can panic (a `BufMut`), and until it has returned
-// nothing has been read.
+// As tokio's own streams are. Under a lock only the caller's `BufMut` can panic, and then nothing was read.
 impl UnwindSafe for Host {}
 impl RefUnwindSafe for Host {}
 
 impl Drop for Host {
     fn drop(&mut self) {
         if self.hang_up_on_drop {
-            self.shared.host_hang_up();
+            self.hang_up();
         } else {
-            self.shared.host_shut_down();
+            self.shut_down();
         }
-        self.shared.host_stop_reading();
+        self.stop_reading();
     }
 }
 
-/// Waiting for a look to find something.
+/// What a task waits for.
+#[derive(Clone, Copy, Debug)]
+enum Side {
+    /// Bytes from the guest.
+    Reading,
+    /// Room for bytes to the guest.
+    Writing,
+    /// That the guest reads what was written.
+    Draining,
+}
+
+/// Waiting until a look finds something.
 ///
-/// The order matters, as any task may clear the readiness that tokio keeps for all of them: be
-/// registered for the next signal, arm the gate, look. A signal after the arming wakes all who are
-/// registered; one before it was for something that the look finds.
+/// The order matters, as any task may clear the readiness that tokio keeps for all of them: register for the next
+/// wake, arm the signal, look. A wake after the arming reaches every task that is registered; a wake before it was for
+/// something that the look finds.
 ///
-/// What is found costs the task some of its budget: a side that always finds something gives way to
-/// other tasks at times.
+/// Finding something costs the task some of its budget, so a side that always finds something gives way to other tasks
+/// now and then.
 impl Host {
-    /// For one task: the last that polled is woken.
-    fn poll_found<T>(
+    /// For one task a direction: the last one that polled is woken.
+    fn poll_until<T>(
         &self,
         side: Side,
         cx: &mut Context<'_>,
@@ -81,7 +109,7 @@ impl Host {
     ) -> Poll<io::Result<T>> {
         let budget = ready!(coop::poll_proceed(cx));
         loop {
-            if let Some(found) = self.shared.busy_look(|| look(&self.shared)) {
+            if let Some(found) = self.look_for_a_while(|| look(&self.shared)) {
                 budget.made_progress();
                 return Poll::Ready(Ok(found));
             }
@@ -99,11 +127,11 @@ impl Host {
         }
     }
 
-    /// For any number of tasks at once: each is woken. `look` is asked for any of `sides`.
-    async fn found<T>(&self, sides: &[Side], mut look: impl FnMut() -> Option<T>) -> io::Result<T> {
+    /// For any number of tasks at once: each is woken. `look` finds what any of `sides` may bring.
+    async fn until<T>(&self, sides: &[Side], mut look: impl FnMut() -> Option<T>) -> io::Result<T> {
         loop {
             let budget = poll_fn(coop::poll_proceed).await;
-            if let Some(found) = self.shared.busy_look(&mut look) {
+            if let Some(found) = self.look_for_a_while(&mut look) {
                 budget.made_progress();
                 return Ok(found);
             }
@@ -133,6 +161,17 @@ impl Host {
         }
     }
 
+    /// Once, unless [`Options::busy_poll`](crate::Options::busy_poll) asks for more.
+    fn look_for_a_while<T>(&self, mut look: impl FnMut() -> Option<T>) -> Option<T> {
+        let mut busy_poll = self.shared.busy_poll();
+        loop {
+            let found = look();
+            if found.is_some() || !busy_poll.again() {
+                return found;
+            }
+        }
+    }
+
     fn wait(&self, side: Side) -> &HostWait {
         match side {
             Side::Reading => &self.readable,
@@ -144,21 +183,12 @@ impl Host {
         match side {
             Side::Reading => self.shared.tx_data.arm(),
             Side::Writing => self.shared.rx_room.arm(),
-            Side::Draining => self.shared.host_waits_for_drain(),
+            Side::Draining => self.shared.rx_drained.arm(),
         }
     }
 }
 
-/// What the host waits for.
-#[derive(Clone, Copy, Debug)]
-enum Side {
-    Reading,
-    Writing,
-    /// For what was written to be taken.
-    Draining,
-}
-
-/// By polling: one task a direction, the last that polled.
+/// By polling.
 impl Host {
     pub(crate) fn poll_read(
         &self,
@@ -169,25 +199,20 @@ impl Host {
         if limit == 0 {
             return Poll::Ready(Ok(()));
         }
-        self.poll_found(Side::Reading, cx, |shared| {
+        self.poll_until(Side::Reading, cx, |shared| {
             shared.host_read(limit, |bytes| buf.put_slice(bytes))
         })
         .map(|result| result?.map(drop))
     }
 
-    pub(crate) fn poll_peek(&self, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
-        self.poll_found(Side::Reading, cx, |shared| shared.host_peek())
-            .map(|result| result?)
-    }
-
     /// No bytes at the end.
     pub(crate) fn poll_read_bytes(&self, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
-        self.poll_found(Side::Reading, cx, |shared| shared.host_read_bytes())
+        self.poll_until(Side::Reading, cx, |shared| shared.host_read_bytes())
             .map(|result| result?)
     }
 
     pub(crate) fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.poll_found(Side::Reading, cx, |shared| shared.host_is_readable())
+        self.poll_until(Side::Reading, cx, |shared| shared.host_is_readable())
             .map_ok(drop)
     }
 
@@ -196,7 +221,7 @@ impl Host {
         cx: &mut Context<'_>,
         sources: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.poll_found(Side::Writing, cx, |shared| shared.host_write(sources))
+        self.poll_until(Side::Writing, cx, |shared| shared.host_write(sources))
             .map(|result| result?)
     }
 
@@ -205,12 +230,12 @@ impl Host {
         cx: &mut Context<'_>,
         bytes: &mut Bytes,
     ) -> Poll<io::Result<usize>> {
-        self.poll_found(Side::Writing, cx, |shared| shared.host_write_bytes(bytes))
+        self.poll_until(Side::Writing, cx, |shared| shared.host_write_bytes(bytes))
             .map(|result| result?)
     }
 
     pub(crate) fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.poll_found(Side::Writing, cx, |shared| shared.host_is_writable())
+        self.poll_until(Side::Writing, cx, |shared| shared.host_is_writable())
             .map_ok(drop)
     }
 }
@@ -222,8 +247,8 @@ impl Host {
     }
 
     pub(crate) fn try_read_buf<B: BufMut>(&self, buf: &mut B) -> io::Result<usize> {
-        // As tokio does: what it has room for now. A vector can always grow, and a guest that goes on
-        // writing could have one call go on for ever.
+        // As tokio does: what it has room for now. A vector can always grow, so a guest that keeps writing could keep
+        // one call going for ever.
         let limit = buf.chunk_mut().len();
         if limit == 0 {
             return Ok(0);
@@ -261,12 +286,11 @@ impl Host {
     }
 }
 
-/// What a look has found, or that it would have to wait.
 fn now<T>(found: Option<io::Result<T>>) -> io::Result<T> {
     found.unwrap_or_else(|| Err(io::ErrorKind::WouldBlock.into()))
 }
 
-/// By waiting, any number of tasks at once.
+/// By waiting.
 impl Host {
     pub(crate) async fn ready(&self, interest: Interest) -> io::Result<Ready> {
         let sides: &[Side] = match (interest.is_readable(), interest.is_writable()) {
@@ -276,7 +300,7 @@ impl Host {
             (false, false) => return Err(io::ErrorKind::InvalidInput.into()),
         };
         let look = || Some(self.ready_now(interest)).filter(|ready| !ready.is_empty());
-        self.found(sides, look).await
+        self.until(sides, look).await
     }
 
     fn ready_now(&self, interest: Interest) -> Ready {
@@ -300,7 +324,7 @@ impl Host {
 
     pub(crate) async fn guest_opened(&self) -> io::Result<()> {
         let look = || self.shared.host_sees_guest();
-        if self.found(&[Side::Reading], look).await? {
+        if self.until(&[Side::Reading], look).await? {
             Ok(())
         } else {
             Err(Error::GuestGone.into())
@@ -310,6 +334,32 @@ impl Host {
     pub(crate) async fn drained(&self) -> io::Result<()> {
         let position = self.shared.host_written();
         let look = || self.shared.host_is_drained(position);
-        self.found(&[Side::Draining], look).await?
+        self.until(&[Side::Draining], look).await?
+    }
+}
+
+/// The chunk that `poll_fill_buf` showed last: a handle that keeps it alive.
+#[derive(Debug, Default)]
+pub(crate) struct Peeked(Bytes);
+
+impl Peeked {
+    pub(crate) fn poll_fill_buf(
+        &mut self,
+        host: &Host,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<&[u8]>> {
+        let peeked = host.poll_until(Side::Reading, cx, |shared| shared.host_peek());
+        self.0 = ready!(peeked)??;
+        Poll::Ready(Ok(&self.0))
+    }
+
+    pub(crate) fn consume(&mut self, host: &Host, amount: usize) {
+        // First, so that the ring lets go of the last handle and its storage returns to the pool now.
+        self.clear();
+        host.shared.host_consume(amount);
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.0 = Bytes::new();
     }
 }

@@ -1,4 +1,4 @@
-//! How large the rings are, and what dropping the stream means.
+//! Options for a stream and its port: the size of the rings, and how the two ends behave.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +11,17 @@ use crate::shared::ConsoleSharedState;
 use crate::stream::AgentStream;
 use crate::sys::PortOptions;
 
-/// Options for an [`AgentStream`] and its [`AgentPort`].
+/// The upper limit of [`Options::busy_poll`].
+const MAX_BUSY_POLL: Duration = Duration::from_millis(1);
+
+/// Options for an [`AgentStream`] and the [`AgentPort`] at its other end.
+///
+/// | option | default |
+/// | --- | --- |
+/// | [`capacity`](Self::capacity) | 4 MiB in each direction |
+/// | [`hang_up_on_drop`](Self::hang_up_on_drop) | `true` |
+/// | [`busy_poll`](Self::busy_poll) | zero |
+/// | `pipe_name` (only on Windows) | a random name |
 ///
 /// # Examples
 ///
@@ -22,7 +32,7 @@ use crate::sys::PortOptions;
 /// let (stream, port) = Options::new().capacity(256 * 1024).create()?;
 /// # Ok(()) }
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 #[must_use = "options do nothing until `create` is called"]
 pub struct Options {
     pub(crate) capacity: usize,
@@ -32,65 +42,26 @@ pub struct Options {
 }
 
 impl Options {
-    /// The least capacity, in bytes: one descriptor of a Linux guest.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use tokio_krun::{Error, Options};
-    ///
-    /// let error = Options::new().capacity(1024).create().unwrap_err();
-    /// assert!(matches!(error, Error::Capacity { least: Options::MIN_CAPACITY, .. }));
-    /// ```
+    /// The smallest [`capacity`](Self::capacity): 32 KiB, one descriptor of a Linux guest.
     pub const MIN_CAPACITY: usize = 32 * 1024;
-    /// The greatest capacity, in bytes.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use tokio_krun::Options;
-    ///
-    /// let configured = 64 * 1024 * 1024 * 1024;
-    /// let options = Options::new().capacity(configured.min(Options::MAX_CAPACITY));
-    /// ```
+    /// The largest [`capacity`](Self::capacity): 1 GiB.
     pub const MAX_CAPACITY: usize = 1024 * 1024 * 1024;
-    /// The default capacity, in bytes.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use tokio_krun::Options;
-    ///
-    /// // What 64 agents may leave unread, at the most.
-    /// assert_eq!(64 * Options::DEFAULT_CAPACITY, 256 * 1024 * 1024);
-    /// ```
+    /// The default [`capacity`](Self::capacity): 4 MiB.
     pub const DEFAULT_CAPACITY: usize = 4 * 1024 * 1024;
 
-    /// The longest [`busy_poll`](Self::busy_poll).
+    /// Creates options with the [defaults](Self).
     ///
     /// # Examples
     ///
-    /// ```
-    /// use std::time::Duration;
-    ///
-    /// use tokio_krun::Options;
-    ///
-    /// let longest = Options::new().busy_poll(Options::MAX_BUSY_POLL);
-    /// assert_eq!(Options::new().busy_poll(Duration::from_secs(1)), longest);
-    /// ```
-    pub const MAX_BUSY_POLL: Duration = Duration::from_millis(1);
-
-    /// The defaults: 4 MiB each way, hanging up when dropped.
-    ///
-    /// # Examples
+    /// Use the same options for several ports of your VM:
     ///
     /// ```
     /// use tokio_krun::Options;
     ///
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
-    /// let options = Options::new().capacity(1024 * 1024); // the same for each VM
-    /// let (first, first_port) = options.create()?;
-    /// let (second, second_port) = options.create()?;
+    /// let options = Options::new().capacity(1024 * 1024);
+    /// let (control, control_port) = options.create()?;
+    /// let (logs, logs_port) = options.create()?;
     /// # Ok(()) }
     /// ```
     pub fn new() -> Self {
@@ -102,13 +73,17 @@ impl Options {
         }
     }
 
-    /// How many bytes each direction holds, from [`MIN_CAPACITY`](Self::MIN_CAPACITY) to
+    /// Sets how many bytes each direction holds, from [`MIN_CAPACITY`](Self::MIN_CAPACITY) to
     /// [`MAX_CAPACITY`](Self::MAX_CAPACITY). The default is 4 MiB.
     ///
-    /// When a direction is full its writer waits. A larger capacity has each side wait, and be
-    /// woken, less often; one beyond the processor's caches costs more than that saves. Measured on
-    /// two cores of a virtual machine with 1 MiB of L2 each, as a part of what 4 MiB carries (lowest
-    /// and highest of three loads on three kinds of runtime; `benches/README.md`):
+    /// When a direction is full, its writer waits.
+    ///
+    /// # Speed
+    ///
+    /// With a larger capacity, each side waits and is woken less often. A capacity beyond the size of
+    /// the processor's caches costs more than that saves. The table gives the throughput relative to
+    /// 4 MiB, measured on two cores of a virtual machine with 1 MiB of L2 cache each. Each range spans
+    /// three loads on three kinds of runtime (see `benches/README.md`).
     ///
     /// | capacity | both sides on one core | a core each |
     /// | --- | --- | --- |
@@ -119,14 +94,20 @@ impl Options {
     /// | 8 MiB | 0.89 to 1.02 | 0.99 to 1.08 |
     /// | 16 MiB | 0.44 to 0.85 | 0.83 to 1.05 |
     ///
-    /// It is a bound, not an allocation. Memory comes in chunks of 64 KiB (an eighth of the capacity,
-    /// if that is less) when there are bytes for it, and a direction whose reader has found nothing keeps none;
-    /// but a stream of less than 512 KiB has chunks of its own, and keeps what it has needed until it is dropped.
-    /// Whatever the guest sends, also one byte at a time, a direction's chunks take at most its
-    /// capacity and four chunks more; twice the capacity while it is
-    /// [quiesced](crate::PortHandle::quiesce), or while the host holds what it has read as
-    /// [`Chunks`](crate::Chunks#reading). About 200 bytes for each chunk of the capacity come on
-    /// top, and up to 32 MiB of chunks that the process keeps for the next bytes of any stream.
+    /// # Memory
+    ///
+    /// The capacity is a bound, not an allocation. A ring allocates chunks of 64 KiB (or an eighth of
+    /// the capacity, if that is less) as bytes arrive. It returns them all to a pool when its reader
+    /// finds it empty. Below a capacity of 512 KiB, each ring has a pool of its own, and the stream
+    /// keeps that memory until it is dropped.
+    ///
+    /// However the guest slices its writes, even into single bytes, a direction uses at most its
+    /// capacity plus four chunks. Count the capacity twice while the port is
+    /// [quiesced](crate::PortHandle::quiesce), or while you hold [`Chunks`](crate::Chunks#reading)
+    /// that you have read.
+    ///
+    /// Add about 200 bytes for each chunk that fits into the capacity. The process also keeps up to
+    /// 32 MiB of free chunks, which all its streams share.
     ///
     /// # Examples
     ///
@@ -147,13 +128,13 @@ impl Options {
         self
     }
 
-    /// Whether dropping the stream hangs up, so that the guest reads what was written and then the
-    /// end of the file. The default is `true`.
+    /// Sets whether dropping the stream hangs up: the guest then reads what was written, followed by
+    /// end of file. The default is `true`.
     ///
-    /// With `false` the guest is told nothing: it may go on writing, which is discarded. That
-    /// spares an agent that writes to its port in blocking mode: on this device a hang-up also
-    /// blocks the guest's writes, for ever (Linux' `virtio_console` waits for a host that is
-    /// connected).
+    /// With `false`, the guest does not notice that you dropped the stream. It can go on writing, and
+    /// its bytes are discarded. Choose this for an agent that writes to its port in blocking mode.
+    /// After a hang-up, a blocking write never returns, because Linux's `virtio_console` waits for a
+    /// connected host.
     ///
     /// # Examples
     ///
@@ -166,7 +147,7 @@ impl Options {
     /// let mut agent = guest.open()?;
     ///
     /// drop(stream);
-    /// agent.write_all(b"still here").await?; // after a hang-up this would wait for ever
+    /// agent.write_all(b"still here").await?; // would fail after a hang-up
     /// guest.drained().await; // discarded
     /// # Ok(()) }
     /// ```
@@ -175,18 +156,24 @@ impl Options {
         self
     }
 
-    /// For how long a side that finds nothing to do goes on looking before it sleeps. The default is
-    /// zero: it sleeps at once. More than [`MAX_BUSY_POLL`](Self::MAX_BUSY_POLL) is taken for that.
+    /// Sets how long a side with nothing to do keeps looking for work before it sleeps, at most 1 ms.
+    /// The default is zero: it sleeps at once.
     ///
-    /// A wake across cores takes tens of microseconds in a virtual machine, and a side that is
-    /// looking needs none: with 20 µs and a core each, a round trip of 64 bytes took 1.1 µs in place
-    /// of 46, and a stream of 4 KiB descriptors from the guest was 1.4 to 1.9 times as fast. The price
-    /// is the thread's time: it spins for so long each time it runs out of work, krun's threads as
-    /// well as the runtime's, whose other tasks wait meanwhile. Worth it where latency matters and
-    /// there is a core for each; on a shared core it only holds the other side up (the round trip took
-    /// 67 µs in place of 5, and streams were 1.2 to 1.5 times slower).
+    /// A longer time is cut to 1 ms.
     ///
-    /// The host's side spins in each way of reading, writing and waiting; krun's before it waits.
+    /// In a virtual machine, waking a thread on another core takes tens of microseconds. A side that
+    /// still looks needs no wake. With 20 µs and a core for each side, a round trip of 64 bytes took
+    /// 1.1 µs instead of 46, and a stream of 4 KiB descriptors from the guest was 1.4 to 1.9 times as
+    /// fast.
+    ///
+    /// The price is CPU time. Each time a thread runs out of work, it spins for this long. That holds
+    /// for krun's threads and for the runtime's, whose other tasks wait meanwhile.
+    ///
+    /// Use it where latency matters and each side has its own core. On a shared core, it only delays
+    /// the other side: the round trip took 67 µs instead of 5, and streams were 1.2 to 1.5 times
+    /// slower.
+    ///
+    /// The host's side spins in every kind of read, write and wait. krun's side spins before it waits.
     ///
     /// # Examples
     ///
@@ -196,23 +183,47 @@ impl Options {
     /// use tokio_krun::Options;
     ///
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
-    /// // Requests and answers all the time, and a core to spare for them.
+    /// // For constant requests and answers, with a core to spare for them.
     /// let (stream, port) = Options::new().busy_poll(Duration::from_micros(20)).create()?;
     /// # Ok(()) }
     /// ```
     pub fn busy_poll(mut self, spin: Duration) -> Self {
-        self.busy_poll = spin.min(Self::MAX_BUSY_POLL);
+        self.busy_poll = spin.min(MAX_BUSY_POLL);
         self
     }
 
-    /// Makes a stream and the port that is its other end.
+    /// Sets the name of the pipe that krun opens, such as `\\.\pipe\my-agent`. Only on Windows.
+    ///
+    /// By default each pipe has a random name of its own. That is better: a process that knows the name can keep krun
+    /// from opening the pipe, though it cannot read from it.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tokio_krun::Options;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+    /// let name = r"\\.\pipe\my-agent"; // from the VM's configuration
+    /// let (stream, port) = Options::new().pipe_name(name).create()?;
+    /// assert_eq!(port.into_bridge().pipe_name(), name);
+    /// # Ok(()) }
+    /// ```
+    #[cfg(windows)]
+    pub fn pipe_name(mut self, name: impl Into<String>) -> Self {
+        self.port.pipe_name = Some(name.into());
+        self
+    }
+
+    /// Creates a stream and the port at its other end.
     ///
     /// # Errors
     ///
-    /// - [`Error::Capacity`] if the capacity is out of its bounds.
+    /// - [`Error::Capacity`] if the capacity is too small or too large.
     /// - [`Error::NoRuntime`] outside a tokio runtime.
-    /// - [`Error::PipeInUse`] on Windows, if the pipe's name was chosen and is taken.
-    /// - [`Error::Os`] if the system gives no descriptor or pipe; nothing is left behind.
+    /// - [`Error::PipeInUse`] on Windows, if you chose a pipe name that is already in use.
+    /// - [`Error::Os`] if the system refuses a descriptor or a pipe.
+    ///
+    /// An error leaves nothing behind.
     ///
     /// # Panics
     ///
@@ -226,7 +237,7 @@ impl Options {
     /// # fn main() -> std::io::Result<()> {
     /// let options = Options::new().capacity(1024 * 1024);
     /// let error = options.create().unwrap_err();
-    /// assert!(matches!(error, Error::NoRuntime)); // not here
+    /// assert!(matches!(error, Error::NoRuntime));
     ///
     /// let runtime = tokio::runtime::Runtime::new()?;
     /// let (stream, port) = runtime.block_on(async { options.create() })?;
@@ -245,15 +256,15 @@ impl Options {
         Ok((stream, AgentPort::create(shared, &self.port)?))
     }
 
-    /// The same on a runtime of the caller's, from wherever it is called.
+    /// Creates a stream and its port on `runtime`. Call it from any thread.
     ///
     /// # Errors
     ///
-    /// Those of [`create`](Self::create), but for [`Error::NoRuntime`].
+    /// The same as [`create`](Self::create), except [`Error::NoRuntime`].
     ///
     /// # Panics
     ///
-    /// If the runtime has no I/O driver.
+    /// If `runtime` has no I/O driver (`tokio::runtime::Builder::enable_io`).
     ///
     /// # Examples
     ///
@@ -264,13 +275,13 @@ impl Options {
     ///
     /// # fn main() -> std::io::Result<()> {
     /// let runtime = Runtime::new()?;
-    /// // On the thread that builds the VM, where there is no runtime.
+    /// // On the thread that builds the VM, outside the runtime.
     /// let (mut stream, port) = Options::new().create_on(runtime.handle())?;
-    /// let asks = runtime.spawn(async move { stream.write_all(b"hello").await });
+    /// let request = runtime.spawn(async move { stream.write_all(b"hello").await });
     /// # let guest = Guest::boot(port);
     /// # let mut agent = guest.open()?;
     /// # runtime.block_on(agent.read_exact(&mut [0; 5]))?;
-    /// runtime.block_on(asks)??;
+    /// runtime.block_on(request)??;
     /// # Ok(()) }
     /// ```
     #[track_caller]

@@ -1,4 +1,4 @@
-//! The port as the program that builds the VM holds it.
+//! The port: the end of the stream that you attach to the VM.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,19 +8,23 @@ use crate::shared::ConsoleSharedState;
 use crate::stats::Stats;
 use crate::sys::{GuestEnd, KrunEnd, PortOptions};
 
-/// The other end of an [`AgentStream`](crate::AgentStream), to be attached to a VM.
+/// The other end of an [`AgentStream`](crate::AgentStream), which you attach to your VM.
 ///
-/// It belongs to the program until it is attached, and to the VM from then on. Dropped before
-/// that, or with a VM that was never entered, it ends the stream: reads give the end of the file
-/// and writes fail with [`BrokenPipe`](std::io::ErrorKind::BrokenPipe).
+/// You own the port until you attach it; from then on the VM does. If you drop it before that, or if
+/// you drop a VM that was never entered, the stream ends: reads return end of file and writes fail
+/// with [`BrokenPipe`](std::io::ErrorKind::BrokenPipe). On Windows, a VM that was never entered does
+/// not end the stream, because krun holds no more than the name of a pipe.
 ///
 /// # Signals
 ///
-/// On Unix krun's RX thread waits in `poll(2)` and panics if a signal's handler interrupts it (`msb_krun_devices` 0.1.42,
-/// `virtio/console/port_io.rs`): the host's bytes then no longer reach the guest. A signal to the process is
-/// given to its main thread as long as that does not block it, so a usual program is safe. One that blocks signals
-/// there, or sends them to threads, blocks them (`pthread_sigmask(3)`) also on the thread that builds and enters the
-/// VM: krun's threads inherit that.
+/// On Unix, krun's RX thread waits in `poll(2)` and panics if a signal handler interrupts it
+/// (`msb_krun_devices` 0.1.42, `virtio/console/port_io.rs`). From then on, the host's bytes no longer
+/// reach the guest.
+///
+/// The system delivers a signal for the process to its main thread unless that thread blocks it, so
+/// most programs are safe. If yours blocks signals on its main thread, or sends signals to single
+/// threads, block them with `pthread_sigmask(3)` on the thread that builds and enters the VM as well.
+/// krun's threads inherit that mask.
 ///
 /// # Examples
 ///
@@ -30,7 +34,7 @@ use crate::sys::{GuestEnd, KrunEnd, PortOptions};
 /// # use tokio_krun::AgentStream;
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
 /// let (mut stream, port) = AgentStream::pair()?;
-/// drop(port); // as when the VM could not be built
+/// drop(port); // for example, because the VM failed to build
 ///
 /// assert_eq!(stream.read(&mut [0; 64]).await?, 0);
 /// let error = stream.write_all(b"request").await.unwrap_err();
@@ -56,12 +60,9 @@ impl AgentPort {
         })
     }
 
-    pub(crate) fn into_krun_end(self) -> KrunEnd {
-        self.krun_end
-    }
-
-    /// Adds the port to a VM's console under `name`, which the guest finds in
-    /// `/sys/class/virtio-ports/*/name`.
+    /// Adds the port to the VM's console under `name`.
+    ///
+    /// The guest finds the name in `/sys/class/virtio-ports/*/name`.
     ///
     /// # Examples
     ///
@@ -82,9 +83,10 @@ impl AgentPort {
         self.attach_with_options(console, name, msb_krun::ConsolePortOptions::new())
     }
 
-    /// The same with options for krun's port, such as how many descriptors the guest may queue.
+    /// Does the same as [`attach`](Self::attach), with options for krun's port.
     ///
-    /// krun checks the options when the VM is built.
+    /// One of them is how many descriptors the guest may queue. krun checks the options when you build
+    /// the VM.
     ///
     /// # Examples
     ///
@@ -94,7 +96,8 @@ impl AgentPort {
     ///
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// let (stream, port) = AgentStream::pair()?;
-    /// let options = ConsolePortOptions::new().queue_size(256); // descriptors each way; krun's default is 32
+    /// // Descriptors in each direction; krun's default is 32.
+    /// let options = ConsolePortOptions::new().queue_size(256);
     /// let vm = VmBuilder::new()
     ///     .console(|console| port.attach_with_options(console, "agent", options))
     ///     .build()?;
@@ -111,7 +114,71 @@ impl AgentPort {
         self.krun_end.attach(console, name, options)
     }
 
-    /// A handle to the port that outlives its being attached.
+    /// Returns krun's end alone, for a VM that adds its ports in another way than `attach`, or for a backend of your own
+    /// around it. On Linux and macOS.
+    ///
+    /// # Examples
+    ///
+    #[cfg_attr(feature = "msb_krun", doc = "```no_run")]
+    #[cfg_attr(not(feature = "msb_krun"), doc = "```ignore")]
+    /// use std::{io, os::fd::RawFd};
+    ///
+    /// use msb_krun::{ConsolePortBackend, VmBuilder};
+    /// use tokio_krun::{AgentConsoleBackend, AgentStream};
+    ///
+    /// /// Notes what the guest sends.
+    /// #[derive(Debug)]
+    /// struct Noted(AgentConsoleBackend);
+    ///
+    /// impl ConsolePortBackend for Noted {
+    ///     fn write(&self, buf: &[u8]) -> io::Result<usize> {
+    ///         self.0.write(buf).inspect(|taken| eprintln!("the guest sends {taken} bytes"))
+    ///     }
+    ///     // The other methods delegate.
+    /// #     fn read(&self, buf: &mut [u8]) -> io::Result<usize> { self.0.read(buf) }
+    /// #     fn read_wake_fd(&self) -> RawFd { self.0.read_wake_fd() }
+    /// #     fn wait_until_writable(&self) { self.0.wait_until_writable() }
+    /// }
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let (stream, port) = AgentStream::pair()?;
+    /// let backend = Box::new(Noted(port.into_backend()));
+    /// let vm = VmBuilder::new()
+    ///     .console(|console| console.custom("agent", backend))
+    ///     .build()?;
+    /// # Ok(()) }
+    /// ```
+    #[cfg(unix)]
+    #[must_use = "dropping the backend ends the stream"]
+    pub fn into_backend(self) -> crate::AgentConsoleBackend {
+        self.krun_end
+    }
+
+    /// Returns krun's end alone, for a VM that adds its ports in another way than `attach`. On Windows.
+    ///
+    /// # Examples
+    ///
+    #[cfg_attr(feature = "msb_krun", doc = "```no_run")]
+    #[cfg_attr(not(feature = "msb_krun"), doc = "```ignore")]
+    /// use msb_krun::VmBuilder;
+    /// use tokio_krun::AgentStream;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let (stream, port) = AgentStream::pair()?;
+    /// let bridge = port.into_bridge();
+    /// eprintln!("the agent's pipe is {}", bridge.pipe_name());
+    /// let vm = VmBuilder::new()
+    ///     .console(|console| console.named_pipe("agent", bridge.into_pipe_name()))
+    ///     .build()?;
+    /// # Ok(()) }
+    /// ```
+    #[cfg(windows)]
+    #[must_use = "dropping the bridge ends the stream"]
+    pub fn into_bridge(self) -> crate::AgentConsolePipeBridge {
+        self.krun_end
+    }
+
+    /// Returns a handle to the port that you keep after attaching it.
     ///
     /// # Examples
     ///
@@ -122,7 +189,7 @@ impl AgentPort {
     /// # use tokio_util::codec::{FramedRead, LinesCodec};
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// let (stream, port) = AgentStream::pair()?;
-    /// let handle = port.handle(); // before the VM has the port, and the codec the stream
+    /// let handle = port.handle(); // before the VM takes the port
     /// let guest = Guest::boot(port);
     /// let mut lines = FramedRead::new(stream, LinesCodec::new());
     ///
@@ -139,31 +206,35 @@ impl AgentPort {
         }
     }
 
-    /// The port's part in the end of the VM, for
-    /// [`VmBuilder::on_exit`].
+    /// Returns this port's exit hook, for [`VmBuilder::on_exit`]: it lets you read the guest's last
+    /// bytes before krun ends the process.
     ///
-    /// When the guest powers off, or [`ExitHandle::trigger`] is called, krun runs its exit observers and then ends the process with `_exit`: whatever the
-    /// host has not read by then is lost. This observer makes the stream end (reads give what is
-    /// left and then the end of the file, writes fail with
-    /// [`BrokenPipe`](std::io::ErrorKind::BrokenPipe)), and then holds the VM's last step back
-    /// until the stream (or its [reading half](crate::OwnedReadHalf)) is **dropped**, or for `limit`
-    /// if it is not. So a host that reads to the
-    /// end, handles what it read and then drops its stream misses nothing.
+    /// When the guest powers off, or when you call [`ExitHandle::trigger`], krun runs its exit observers
+    /// and then ends the process with `_exit`. What you have not read by then is lost. The hook is an
+    /// observer that does two things:
     ///
-    /// A VM with several ports has one hook for them all: [`exit_hook_for`](Self::exit_hook_for).
-    /// Observers run in the order they were added, on the thread that runs the VM; a host that is
-    /// to do more than that before the process ends can wait for it in an observer of its own,
-    /// added after this one.
+    /// 1. It ends the stream. Reads return what is left and then end of file; writes fail with
+    ///    [`BrokenPipe`](std::io::ErrorKind::BrokenPipe).
+    /// 2. It keeps the process alive until you **drop** the stream, or its
+    ///    [read half](crate::OwnedReadHalf). It waits for `limit` at most.
     ///
-    /// krun keeps its VM locked while observers run: a call of [`VmControl`] waits
-    /// for them. Made on a thread that the stream's task needs, such as a worker of its runtime, it
-    /// would hold both up until `limit` is over; `spawn_blocking` is the place for it.
+    /// So read to the end, handle what you read, and then drop the stream.
     ///
-    /// # What it cannot save
+    /// If your VM has several ports, use one hook for all of them:
+    /// [`exit_hook_for`](Self::exit_hook_for).
     ///
-    /// Bytes that the guest had queued in its device and krun had not yet handed over (with krun's
-    /// default queue up to 32 descriptors of 32 KiB). A guest whose last words matter waits for
-    /// an answer to them before it powers off.
+    /// Observers run on the thread that runs the VM, in the order in which you add them. If you have
+    /// more to do before the process ends, wait for it in a second observer that you add after this one.
+    ///
+    /// krun keeps its VM locked while observers run, so a call to [`VmControl`] waits for them. On a
+    /// thread that the stream's task needs, such as a worker of its runtime, the call would hold up the
+    /// task and the hook until `limit` is over. Make such calls in `spawn_blocking`.
+    ///
+    /// # What the hook cannot save
+    ///
+    /// Bytes that the guest has queued in its device and that krun has not handed over yet are lost.
+    /// With krun's default queue, these are up to 32 descriptors of 32 KiB. If the guest's last words
+    /// matter, let it wait for an answer to them before it powers off.
     ///
     /// [`VmBuilder::on_exit`]: https://docs.rs/msb_krun/0.1/msb_krun/api/builder/struct.VmBuilder.html#method.on_exit
     /// [`ExitHandle::trigger`]: https://docs.rs/msb_krun/0.1/msb_krun/api/exit_handle/struct.ExitHandle.html#method.trigger
@@ -188,14 +259,13 @@ impl AgentPort {
     /// ```
     #[must_use = "the hook does nothing until `VmBuilder::on_exit` has it"]
     pub fn exit_hook(&self, limit: Duration) -> impl Fn(i32) + Send + Sync + use<> + 'static {
-        exit_hook_for(vec![self.krun_end.guest_end()], limit)
+        exit_hook_for(vec![self.krun_end.end_handle()], limit)
     }
 
-    /// One [exit hook](Self::exit_hook) for several ports of a VM: all their streams end at once,
-    /// and `limit` is for all of them together.
+    /// Returns one [exit hook](Self::exit_hook) for several ports of your VM.
     ///
-    /// A hook for each would run one after another: the second stream would not end before the
-    /// first was dropped.
+    /// All their streams end at once, and share one `limit`. Separate hooks would run one after another,
+    /// so the second stream would not end before you dropped the first.
     ///
     /// # Examples
     ///
@@ -211,11 +281,11 @@ impl AgentPort {
     /// let ports = [&control_port, &logs_port];
     /// let hook = AgentPort::exit_hook_for(ports, Duration::from_secs(10));
     ///
-    /// // krun's part. With a VM: `.on_exit(hook)`, and both ports attached.
+    /// // Stands in for krun. With a VM, call `.on_exit(hook)` and attach both ports.
     /// let exit = tokio::task::spawn_blocking(move || hook(0));
     /// assert_eq!(logs.read(&mut [0; 64]).await?, 0);
     /// assert_eq!(control.read(&mut [0; 64]).await?, 0);
-    /// drop((control, logs)); // all is read: the VM may end
+    /// drop((control, logs)); // everything is read, so the VM may end
     /// exit.await?;
     /// # Ok(()) }
     /// ```
@@ -224,7 +294,7 @@ impl AgentPort {
         ports: impl IntoIterator<Item = &'a Self>,
         limit: Duration,
     ) -> impl Fn(i32) + Send + Sync + 'static {
-        let ports = ports.into_iter().map(|port| port.krun_end.guest_end());
+        let ports = ports.into_iter().map(|port| port.krun_end.end_handle());
         exit_hook_for(ports.collect(), limit)
     }
 }
@@ -233,7 +303,7 @@ fn exit_hook_for(ports: Vec<GuestEnd>, limit: Duration) -> impl Fn(i32) + Send +
     move |_exit_code| {
         let began = Instant::now();
         for port in &ports {
-            port.guest_end();
+            port.end();
         }
         for port in &ports {
             port.wait_until_host_stops_reading(limit.saturating_sub(began.elapsed()));
@@ -241,25 +311,26 @@ fn exit_hook_for(ports: Vec<GuestEnd>, limit: Duration) -> impl Fn(i32) + Send +
     }
 }
 
-/// Reaches a port after it was attached.
+/// A handle to a port, which you keep after attaching it.
 ///
-/// Handles are cheap to clone and keep nothing of the VM alive.
+/// Use it to [read its counters](Self::stats), and to [let the guest's writes through](Self::quiesce)
+/// before the VM's devices stop. Handles are cheap to clone and keep nothing of the VM alive.
 ///
 /// # Examples
 ///
 /// ```
 /// # use tokio::io::AsyncWriteExt;
 /// # use tokio_krun::{AgentStream, PortHandle};
-/// /// A line for a page of metrics.
-/// fn metric(vm: &str, port: &PortHandle) -> String {
-///     format!("agent_unread_bytes{{vm=\"{vm}\"}} {}", port.stats().rx.queued)
+/// /// A line for a metrics page.
+/// fn metric(port: &PortHandle) -> String {
+///     format!("agent_unread_bytes {}", port.stats().rx.queued)
 /// }
 ///
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
 /// let (mut stream, port) = AgentStream::pair()?;
 /// let handle = port.handle();
 /// stream.write_all(b"hello").await?; // the VM has not started yet
-/// assert_eq!(metric("web", &handle), "agent_unread_bytes{vm=\"web\"} 5");
+/// assert_eq!(metric(&handle), "agent_unread_bytes 5");
 /// # Ok(()) }
 /// ```
 #[derive(Clone, Debug)]
@@ -268,21 +339,23 @@ pub struct PortHandle {
 }
 
 impl PortHandle {
-    /// Lets the guest's writes through from now on, also one that is waiting in a full ring: to be
-    /// called before the VM's devices are stopped by a host that may not be reading.
+    /// Stops the guest's writes from waiting for room, including one that already waits in a full ring.
     ///
-    /// krun stops a port by joining the thread that carries the guest's bytes, and does not tell
-    /// the port. While that thread waits for room, as the host does not read, the VM therefore neither
-    /// ends (also not by [`ExitHandle::trigger`]) nor comes to rest
-    /// for a checkpoint. Dropping the stream has the same effect, for good.
+    /// Call it before krun stops the VM's devices, if you may not be reading at that time.
     ///
-    /// While it is quiesced, what the guest writes is taken up to twice the
-    /// [capacity](crate::Options::capacity). What comes from the first byte on that finds no room is
-    /// discarded and [counted](crate::RingStats::discarded), also after [`resume`](Self::resume):
-    /// the stream reads up to there, and then fails with
-    /// [`UnexpectedEof`](std::io::ErrorKind::UnexpectedEof). A VM whose vCPUs are paused first has at most what is left in
-    /// its queue to write: with krun's default queue of 32 descriptors and the default capacity of
-    /// 4 MiB, a Linux guest's bytes all find room, and nothing is lost.
+    /// krun stops a port by joining the thread that carries the guest's bytes, without notice to the
+    /// port. If you do not read and that thread waits for room, the VM neither ends nor comes to rest
+    /// for a checkpoint. Even [`ExitHandle::trigger`] does not end it. Dropping the stream also lets the
+    /// writes through, for good.
+    ///
+    /// A quiesced port accepts the guest's bytes up to twice the [capacity](crate::Options::capacity).
+    /// From the first byte that finds no room, everything is discarded and
+    /// [counted](crate::RingStats::discarded), even after [`resume`](Self::resume). The stream reads up
+    /// to that byte and then fails with [`UnexpectedEof`](std::io::ErrorKind::UnexpectedEof).
+    ///
+    /// To lose nothing, pause the VM's vCPUs first. The guest then has at most the content of its queue
+    /// left to write. With krun's default queue of 32 descriptors and the default capacity of 4 MiB, all
+    /// of a Linux guest's bytes find room.
     ///
     /// [`ExitHandle::trigger`]: https://docs.rs/msb_krun/0.1/msb_krun/api/exit_handle/struct.ExitHandle.html#method.trigger
     ///
@@ -295,11 +368,11 @@ impl PortHandle {
     /// let (stream, port) = Options::new().capacity(32 * 1024).create()?;
     /// let handle = port.handle();
     /// let guest = Guest::boot(port);
-    /// // More than there is room for, and nobody reads: krun's thread waits with the rest.
+    /// // More than fits, and nobody reads: krun's thread waits with the rest.
     /// guest.open()?.write_all(&[0; 48 * 1024]).await?;
     ///
     /// handle.quiesce();
-    /// guest.stop_workers().await; // without that it would never come to rest
+    /// guest.stop_workers().await; // would wait forever without `quiesce`
     /// assert_eq!(stream.stats().tx.discarded, 0);
     /// # Ok(()) }
     /// ```
@@ -320,12 +393,12 @@ impl PortHandle {
     /// # let guest = Guest::boot(port);
     /// # let mut agent = guest.open()?;
     /// # agent.write_all(&[0; 48 * 1024]).await?;
-    /// // A checkpoint, of a VM whose host does not read meanwhile.
+    /// // A checkpoint, while the host does not read.
     /// handle.quiesce();
     /// guest.stop_workers().await;
     /// guest.start_workers()?;
     /// handle.resume();
-    /// // All that was on its way is still there.
+    /// // Nothing was lost.
     /// stream.read_exact(&mut vec![0; 48 * 1024]).await?;
     /// # Ok(()) }
     /// ```
@@ -333,7 +406,7 @@ impl PortHandle {
         self.shared.set_quiesced(false);
     }
 
-    /// What the rings have done so far.
+    /// Returns the counters of both directions.
     ///
     /// # Examples
     ///
@@ -347,10 +420,10 @@ impl PortHandle {
     /// # let mut agent = guest.open()?;
     /// agent.write_all(&[0; 20_000]).await?;
     /// stream.read_exact(&mut [0; 20_000]).await?;
-    /// // Is the capacity well chosen?
+    /// // Is the capacity large enough?
     /// let tx = handle.stats().tx;
     /// assert_eq!(tx.full, 0); // the agent never had to wait
-    /// assert!(tx.high_water <= 20_000); // and was never close to that
+    /// assert!(tx.high_water <= 20_000); // and was never close to it
     /// # Ok(()) }
     /// ```
     pub fn stats(&self) -> Stats {

@@ -1,102 +1,98 @@
-//! What both ends share: the two rings, the four signals between them, and who is still there.
+//! What both ends share: the two rings, the signals between them, and who is still there.
 //!
-//! The rings are named from the guest's side, as virtio's queues are: `tx_ring` holds what the
-//! guest transmitted, `rx_ring` what it will receive. Each has two signals: that there is
-//! something to read, and that there is room again.
+//! Everything is named from the guest's side, as virtio's queues are: `tx_ring` holds what the guest transmitted,
+//! `rx_ring` what it will receive. Each ring has two signals: there is something to read, and there is room again.
 //!
-//! Nothing here knows a descriptor, a handle or tokio: what a signal is made of comes from
-//! [`sys`].
+//! [`Ring`] moves bytes and wakes nobody, [`Signal`] wakes and knows of no bytes. This file joins them: each
+//! operation of a side moves bytes first and then signals the other side. An operation that finds nothing returns
+//! `None`; its caller arms a signal and tries again before it sleeps.
+//!
+//! What a signal is made of comes from [`sys`]. Nothing here knows a descriptor, a handle or tokio.
 
-mod gate;
-#[allow(dead_code, reason = "each platform needs its own part")]
-mod guest;
-mod host;
+#![deny(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
+mod held;
 mod latch;
 #[cfg(all(test, tokio_krun_loom))]
+#[allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "krun's threads do not run models"
+)]
 mod models;
-mod pool;
 mod ring;
 mod signal;
 
+use std::io::{self, IoSlice};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
-use std::{fmt, hint, io};
+use std::{fmt, hint, mem};
 
+use bytes::Bytes;
+
+use crate::error::Error;
 use crate::stats::{RingStats, Stats};
-use crate::sync::{AtomicBool, AtomicU64};
+use crate::sync::{AtomicBool, AtomicU64, Ordering, fence};
 use crate::sys;
 use crate::trace::Trace;
-use gate::Gate;
+use held::Held;
 use latch::Latch;
-use pool::USUAL_CHUNK;
-use ring::Ring;
+use ring::{Admit, ReadChunk, Refused, Ring, USUAL_CHUNK, Unread};
 pub(crate) use signal::{Signal, Wake};
 
-/// Into how many chunks a small capacity is cut.
+/// A small capacity is cut into this many chunks.
 const LEAST_CHUNKS: usize = 8;
 
 pub(crate) struct ConsoleSharedState {
     tx_ring: Ring,
     rx_ring: Ring,
     /// To the host: the guest has transmitted, or opened its port.
-    pub(crate) tx_data: Signal<sys::TxData>,
-    /// To the guest: its next transmission finds room.
+    pub(crate) tx_data: Signal<Arc<sys::TxData>>,
+    /// To the guest: its next transmission fits.
     pub(crate) tx_room: Signal<sys::TxRoom>,
     /// To the guest: there is something to receive.
     pub(crate) rx_data: Signal<sys::RxData>,
-    /// To the host: its next write finds room, or what it waits for has been taken.
-    pub(crate) rx_room: Signal<sys::RxRoom>,
+    /// To the host: its next write fits.
+    pub(crate) rx_room: Signal<Arc<sys::RxRoom>>,
+    /// To the host, by the same wake: the guest has read up to `drain_mark`.
+    pub(crate) rx_drained: Signal<Arc<sys::RxRoom>>,
+    /// The lowest position in `rx_ring` that a task waits for the guest to reach; `u64::MAX` for none.
+    drain_mark: AtomicU64,
     /// The guest is to read the end of the file after the last byte.
     hung_up: AtomicBool,
     /// krun has called.
     guest_opened: AtomicBool,
     /// The guest's writes must not wait; see [`PortHandle::quiesce`](crate::PortHandle::quiesce).
     quiesced: AtomicBool,
-    /// For those who wait on `rx_room` only until the guest has taken up to `drain_mark`.
-    drain_gate: Gate,
-    /// The lowest position in `rx_ring` that one of them waits for; `u64::MAX` for none.
-    drain_mark: AtomicU64,
-    /// How long a side that finds nothing goes on looking before it sleeps.
+    /// How long a side that finds nothing looks again before it sleeps.
     busy_poll: Duration,
     host_gone: Latch,
     trace: Trace,
 }
 
 impl ConsoleSharedState {
-    /// Two rings of `capacity` bytes each: a valid number, see [`Options`](crate::Options).
+    /// Two rings of `capacity` bytes each, which [`Options`](crate::Options) has validated.
     pub(crate) fn new(capacity: usize, busy_poll: Duration) -> io::Result<Self> {
-        // A ring of few chunks would be one chunk too short much of the time.
+        // With too few chunks, the one that is being read would be a large part of the ring.
         let chunk_size = USUAL_CHUNK.min(capacity.div_ceil(LEAST_CHUNKS));
-        let ring = || Ring::new(capacity, chunk_size);
+        let rx_room = Arc::new(sys::RxRoom::new()?);
         Ok(Self {
-            tx_ring: ring(),
-            rx_ring: ring(),
-            tx_data: Signal::new(sys::TxData::new()?),
+            tx_ring: Ring::new(capacity, chunk_size),
+            rx_ring: Ring::new(capacity, chunk_size),
+            tx_data: Signal::new(Arc::new(sys::TxData::new()?)),
             tx_room: Signal::new(sys::TxRoom::new()?),
             rx_data: Signal::new(sys::RxData::new()?),
-            rx_room: Signal::new(sys::RxRoom::new()?),
+            rx_drained: Signal::new(Arc::clone(&rx_room)),
+            rx_room: Signal::new(rx_room),
+            drain_mark: AtomicU64::new(u64::MAX),
             hung_up: AtomicBool::new(false),
             guest_opened: AtomicBool::new(false),
             quiesced: AtomicBool::new(false),
-            drain_gate: Gate::new(),
-            drain_mark: AtomicU64::new(u64::MAX),
             busy_poll,
             host_gone: Latch::default(),
             trace: Trace::new(),
         })
-    }
-
-    /// Looks, and if that finds nothing goes on looking for as long as the options say: before
-    /// either side arms a signal.
-    pub(crate) fn busy_look<T>(&self, mut look: impl FnMut() -> Option<T>) -> Option<T> {
-        let mut found = look();
-        if found.is_none() && !self.busy_poll.is_zero() {
-            let began = Instant::now();
-            while found.is_none() && began.elapsed() < self.busy_poll {
-                hint::spin_loop();
-                found = look();
-            }
-        }
-        found
     }
 
     pub(crate) fn stats(&self) -> Stats {
@@ -108,10 +104,285 @@ impl ConsoleSharedState {
             },
             rx: RingStats {
                 data_wakes: self.rx_data.signals(),
-                room_wakes: self.rx_room.signals(),
+                room_wakes: self
+                    .rx_room
+                    .signals()
+                    .saturating_add(self.rx_drained.signals()),
                 ..self.rx_ring.stats()
             },
         }
+    }
+
+    /// For a side that has found nothing: how long it looks again before it arms a signal.
+    pub(crate) fn busy_poll(&self) -> BusyPoll {
+        BusyPoll {
+            limit: self.busy_poll,
+            began: None,
+        }
+    }
+
+    /// Whether the guest's writes must not wait from now on.
+    pub(crate) fn set_quiesced(&self, quiesced: bool) {
+        self.quiesced.store(quiesced, Ordering::Relaxed);
+        self.tx_room.notify();
+        self.trace
+            .lifecycle(if quiesced { "quiesced" } else { "resumed" });
+    }
+
+    /// Blocks until the host has stopped reading or `limit` is over.
+    pub(crate) fn wait_until_host_stops_reading(&self, limit: Duration) {
+        self.host_gone.wait(limit);
+    }
+}
+
+/// The host reads what the guest transmitted.
+impl ConsoleSharedState {
+    /// Copies up to `limit` bytes to `sink`, `Some(0)` at the end. `limit` is not zero.
+    pub(crate) fn host_read(
+        &self,
+        limit: usize,
+        sink: impl FnMut(&[u8]),
+    ) -> Option<io::Result<usize>> {
+        let read = self.tx_ring.read(limit, sink)?;
+        self.offer_tx_room();
+        Some(self.unless_cut_off(read == 0, read))
+    }
+
+    /// The next chunk, without a copy if that pays; no bytes at the end.
+    pub(crate) fn host_read_bytes(self: &Arc<Self>) -> Option<io::Result<Bytes>> {
+        let bytes = match self.tx_ring.read_chunk()? {
+            ReadChunk::Copied(bytes) => bytes,
+            ReadChunk::Held(chunk) => Bytes::from_owner(Held::new(chunk, self)),
+        };
+        self.offer_tx_room();
+        Some(self.unless_cut_off(bytes.is_empty(), bytes))
+    }
+
+    /// A handle to the next chunk, which stays unread; no bytes at the end.
+    pub(crate) fn host_peek(&self) -> Option<io::Result<Bytes>> {
+        let bytes = self.tx_ring.peek()?;
+        Some(self.unless_cut_off(bytes.is_empty(), bytes))
+    }
+
+    /// The end is an error if bytes were lost there.
+    fn unless_cut_off<T>(&self, is_end: bool, read: T) -> io::Result<T> {
+        if is_end && self.tx_ring.is_cut_off() {
+            return Err(Error::CutOff.into());
+        }
+        Ok(read)
+    }
+
+    /// Counts bytes that [`host_peek`](Self::host_peek) showed as read.
+    pub(crate) fn host_consume(&self, count: usize) {
+        self.tx_ring.consume(count);
+        self.offer_tx_room();
+    }
+
+    /// Whether there are bytes, `Some(false)` at the end.
+    pub(crate) fn host_is_readable(&self) -> Option<bool> {
+        self.tx_ring.is_readable()
+    }
+
+    fn offer_tx_room(&self) {
+        self.tx_room
+            .notify_if(|| self.tx_ring.is_worth_waking_writer());
+    }
+
+    /// Whether the guest has opened its port: `Some(false)` if it never will.
+    pub(crate) fn host_sees_guest(&self) -> Option<bool> {
+        // First, so that a guest that opened its port and then went counts as one that opened it.
+        let has_gone = self.tx_ring.is_closed();
+        if self.guest_opened.load(Ordering::Relaxed) {
+            return Some(true);
+        }
+        has_gone.then_some(false)
+    }
+
+    /// The host reads no more: what the guest still writes is discarded.
+    pub(crate) fn host_stop_reading(&self) {
+        let unread = self.tx_ring.abandon();
+        self.tx_room.notify();
+        self.host_gone.set();
+        drop(unread);
+    }
+}
+
+/// The host writes what the guest will receive.
+impl ConsoleSharedState {
+    /// Copies as much as fits.
+    pub(crate) fn host_write(&self, sources: &[IoSlice<'_>]) -> Option<io::Result<usize>> {
+        self.host_wrote(self.rx_ring.write(sources, Admit::Part))
+    }
+
+    /// Takes as much as fits from the front of `bytes`, without a copy if that pays.
+    pub(crate) fn host_write_bytes(&self, bytes: &mut Bytes) -> Option<io::Result<usize>> {
+        let (written, _copied) = self.rx_ring.write_bytes(bytes);
+        self.host_wrote(written)
+    }
+
+    fn host_wrote(&self, written: Result<usize, Refused>) -> Option<io::Result<usize>> {
+        // Whatever it was, see `Ring::write`.
+        self.rx_data.notify_after_fence();
+        match written {
+            Ok(written) => Some(Ok(written)),
+            Err(Refused::Full) => None,
+            Err(Refused::Closed) => Some(Err(Error::ShutDown.into())),
+            Err(Refused::Abandoned) => Some(Err(Error::GuestGone.into())),
+        }
+    }
+
+    /// Whether there is room, `Some(false)` if there never will be.
+    pub(crate) fn host_is_writable(&self) -> Option<bool> {
+        if self.rx_ring.is_closed() || self.rx_ring.is_abandoned() {
+            return Some(false);
+        }
+        self.rx_ring.has_room().then_some(true)
+    }
+
+    /// The position after everything written so far.
+    pub(crate) fn host_written(&self) -> u64 {
+        self.rx_ring.end_position()
+    }
+
+    /// Whether the guest has read everything before `position`, an error if it never will. Until then there will be
+    /// a signal, if `rx_drained` was armed **before** the call.
+    pub(crate) fn host_is_drained(&self, position: u64) -> Option<io::Result<()>> {
+        self.drain_mark.fetch_min(position, Ordering::Relaxed);
+        // Pairs with the fence in `offer_rx_room`: after it the guest's side sees the mark, or this sees what the
+        // guest has read. The arming came before, so whoever clears the mark also signals.
+        fence(Ordering::SeqCst);
+        Some(match self.rx_ring.has_read_to(position)? {
+            true => Ok(()),
+            false => Err(Error::GuestGone.into()),
+        })
+    }
+
+    /// Ends the host's writing without telling the guest.
+    pub(crate) fn host_shut_down(&self) {
+        self.rx_ring.close();
+        self.rx_data.notify_after_fence();
+        // A task that waits for room learns that there will be none.
+        self.rx_room.notify();
+    }
+
+    /// Ends the host's writing: after the last byte the guest reads the end of the file.
+    pub(crate) fn host_hang_up(&self) {
+        self.rx_ring.close();
+        // Relaxed: see `guest_read`.
+        self.hung_up.store(true, Ordering::Relaxed);
+        self.rx_data.notify();
+        self.rx_room.notify();
+        self.trace.lifecycle("the host hangs up");
+    }
+}
+
+/// The guest's side. krun's threads call it, so nothing here panics.
+impl ConsoleSharedState {
+    /// To be called before anything else, as krun calls only once the guest has opened its port.
+    pub(crate) fn mark_guest_opened(&self) {
+        if !self.guest_opened.load(Ordering::Relaxed)
+            && !self.guest_opened.swap(true, Ordering::Relaxed)
+        {
+            self.tx_data.notify();
+            self.trace.lifecycle("the guest has opened its port");
+        }
+    }
+
+    /// Fills `target` as far as there are bytes: `None` if there are none yet, `Some(0)` at the end. `target` is not
+    /// empty.
+    pub(crate) fn guest_read(&self, mut target: &mut [u8]) -> Option<usize> {
+        let read = self.rx_ring.read(target.len(), |bytes| {
+            // The ring hands out no more than it was asked for, so the target is never short.
+            if let Some((head, tail)) = mem::take(&mut target).split_at_mut_checked(bytes.len()) {
+                head.copy_from_slice(bytes);
+                target = tail;
+            }
+        })?;
+        // Relaxed: the end that `read` found has ordered everything before it, and the fence of the signal in
+        // `host_hang_up` makes sure that one look finds this. A host that only shut down has not hung up.
+        if read == 0 && !self.hung_up.load(Ordering::Relaxed) {
+            return None;
+        }
+        self.offer_rx_room();
+        Some(read)
+    }
+
+    /// Whether there is something to read, or the end.
+    #[cfg(unix)]
+    pub(crate) fn guest_may_read(&self) -> bool {
+        self.rx_ring.has_unread() || self.hung_up.load(Ordering::Relaxed)
+    }
+
+    fn offer_rx_room(&self) {
+        self.rx_room
+            .notify_if(|| self.rx_ring.is_worth_waking_writer());
+        self.rx_drained
+            .notify_if_after_fence(|| self.passes_drain_mark());
+    }
+
+    /// Whether a task waits for what was just read; it sets its mark anew if it goes on waiting.
+    fn passes_drain_mark(&self) -> bool {
+        let mark = self.drain_mark.load(Ordering::Relaxed);
+        mark != u64::MAX
+            && self.rx_ring.has_read_to(mark).is_some()
+            // Also if it is another mark by now: a lower one was read as well, and hides this one.
+            && self.drain_mark.swap(u64::MAX, Ordering::Relaxed) != u64::MAX
+    }
+
+    /// Copies all of `source`, or a ringful of more than that: `None` if it does not fit yet. `source` is not empty.
+    pub(crate) fn guest_write(&self, source: &[u8]) -> Option<usize> {
+        let quiesced = self.quiesced.load(Ordering::Relaxed);
+        let admit = if quiesced {
+            Admit::Quiesced
+        } else {
+            Admit::Whole
+        };
+        let written = self.tx_ring.write(&[IoSlice::new(source)], admit);
+        // Whatever it was, see `Ring::write`.
+        self.tx_data.notify_after_fence();
+        match written {
+            Ok(written) => Some(written),
+            Err(Refused::Full) => None,
+            Err(Refused::Closed | Refused::Abandoned) => {
+                self.tx_ring.discard(source.len());
+                Some(source.len())
+            }
+        }
+    }
+
+    /// Whether the write that [`guest_write`](Self::guest_write) last refused may now succeed.
+    pub(crate) fn guest_may_write(&self) -> bool {
+        self.quiesced.load(Ordering::Relaxed) || self.tx_ring.has_wanted_room()
+    }
+
+    /// The guest reads no more. What it has written is still read, until it [ends](Self::guest_end).
+    #[cfg(windows)]
+    pub(crate) fn guest_stop_reading(&self) {
+        drop(self.end_rx());
+    }
+
+    fn end_rx(&self) -> Unread {
+        let unread = self.rx_ring.abandon();
+        self.rx_room.notify();
+        self.rx_drained.notify_after_fence();
+        unread
+    }
+
+    /// The guest, or krun's end of the port, has gone: the host reads what is left and then the end.
+    pub(crate) fn guest_end(&self) {
+        // First, so that writes fail once the end was read.
+        let unread = self.end_rx();
+        self.tx_ring.close();
+        self.tx_data.notify_after_fence();
+        drop(unread);
+        self.trace.lifecycle("the guest has gone");
+    }
+
+    /// A client of another process came in place of krun.
+    #[cfg(windows)]
+    pub(crate) fn guest_was_a_stranger(&self) {
+        self.trace
+            .lifecycle("a client of another process was turned away");
     }
 }
 
@@ -127,24 +398,39 @@ impl fmt::Debug for ConsoleSharedState {
     }
 }
 
+/// How long a side that finds nothing looks again, see [`Options::busy_poll`](crate::Options::busy_poll).
+pub(crate) struct BusyPoll {
+    limit: Duration,
+    began: Option<Instant>,
+}
+
+impl BusyPoll {
+    /// Spins for a moment: `false` once it is time to sleep.
+    pub(crate) fn again(&mut self) -> bool {
+        if self.limit.is_zero() {
+            return false;
+        }
+        let began = self.began.get_or_insert_with(Instant::now);
+        hint::spin_loop();
+        began.elapsed() < self.limit
+    }
+}
+
 #[cfg(all(test, not(tokio_krun_loom)))]
+#[allow(clippy::unwrap_used, reason = "krun's threads do not run tests")]
 mod tests {
     use super::*;
 
-    /// How often a look that finds something the third time is taken, and what is found.
-    fn looks(busy_poll: Duration) -> (u32, Option<()>) {
+    /// Whether a side that finds nothing looks again, and again after that.
+    fn looks_again(busy_poll: Duration) -> [bool; 2] {
         let shared = ConsoleSharedState::new(32 * 1024, busy_poll).unwrap();
-        let mut looks = 0;
-        let found = shared.busy_look(|| {
-            looks += 1;
-            (looks == 3).then_some(())
-        });
-        (looks, found)
+        let mut busy_poll = shared.busy_poll();
+        [busy_poll.again(), busy_poll.again()]
     }
 
     #[test]
-    fn a_side_goes_on_looking_only_if_it_is_told_to() {
-        assert_eq!(looks(Duration::ZERO), (1, None));
-        assert_eq!(looks(Duration::MAX), (3, Some(())));
+    fn side_that_finds_nothing_looks_again_only_with_busy_poll() {
+        assert_eq!(looks_again(Duration::ZERO), [false, false]);
+        assert_eq!(looks_again(Duration::MAX), [true, true]);
     }
 }

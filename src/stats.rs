@@ -1,10 +1,10 @@
-//! What the rings have done, for a program's own metrics.
+//! Counters of what the rings have done, for your metrics.
 
 /// A snapshot of both directions, from [`AgentStream::stats`](crate::AgentStream::stats) or
 /// [`PortHandle::stats`](crate::PortHandle::stats).
 ///
-/// Cheap: a few loads of counters that are kept anyway. They are read one after another, so while
-/// bytes move they need not agree with each other to the byte.
+/// A snapshot is cheap: it loads a few counters that the rings keep anyway. It loads them one after
+/// another, so while bytes move they may not agree to the byte.
 ///
 /// # Examples
 ///
@@ -12,10 +12,10 @@
 /// # use tokio::io::AsyncWriteExt;
 /// use tokio_krun::{AgentStream, Stats};
 ///
-/// /// What to look at when nothing moves.
-/// fn blame(stats: Stats) -> &'static str {
+/// /// Why nothing moves.
+/// fn diagnose(stats: Stats) -> &'static str {
 ///     match (stats.tx.queued, stats.rx.queued) {
-///         (0, 0) => "nobody has anything to say",
+///         (0, 0) => "both sides are silent",
 ///         (0, _) => "the guest does not read",
 ///         (_, _) => "the host does not read",
 ///     }
@@ -24,7 +24,7 @@
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
 /// # let (mut stream, port) = AgentStream::pair()?;
 /// stream.write_all(b"request").await?;
-/// assert_eq!(blame(stream.stats()), "the guest does not read");
+/// assert_eq!(diagnose(stream.stats()), "the guest does not read");
 /// # Ok(()) }
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -36,7 +36,7 @@ pub struct Stats {
     pub rx: RingStats,
 }
 
-/// One direction's part of [`Stats`]. The totals are since the stream was created.
+/// One direction's part of [`Stats`]. Totals count from the creation of the stream.
 ///
 /// # Examples
 ///
@@ -58,25 +58,23 @@ pub struct Stats {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RingStats {
-    /// Bytes that count against the [capacity](crate::Options::capacity) now: in the ring, or in
-    /// chunks that were read without a copy and are still held.
+    /// Bytes that count against the [capacity](crate::Options::capacity) now: those in the ring, and
+    /// those in chunks that were read without a copy and are still held.
     pub queued: u64,
-    /// Chunks in the ring now.
-    pub chunks_queued: usize,
-    /// The most there have been of `queued`.
+    /// The highest value that `queued` has had.
     pub high_water: u64,
-    /// Bytes that were read, in total; not those that were discarded.
+    /// Total bytes read, without the discarded ones.
     pub bytes: u64,
-    /// Chunks that reading has come to, in total. Each took a slot.
-    pub chunks: u64,
-    /// How often a sleeping reader was woken, in total.
+    /// Total wakes of a sleeping reader.
     pub data_wakes: u64,
-    /// How often a sleeping writer was woken, in total.
+    /// Total wakes of a sleeping writer.
     pub room_wakes: u64,
-    /// How often a write found no room, in total.
+    /// Total writes that found no room.
     pub full: u64,
-    /// Bytes that were accepted and that nobody will read, in total: left, or written, after the
-    /// reader had gone, or, of the guest's, without room while
-    /// [quiesced](crate::PortHandle::quiesce).
+    /// Total bytes that were accepted and that nobody will read.
+    ///
+    /// They were left in the ring when the reader went away, or were written after that. The guest's
+    /// bytes that found no room while the port was [quiesced](crate::PortHandle::quiesce) count too,
+    /// and so do all that followed them.
     pub discarded: u64,
 }

@@ -1,5 +1,5 @@
-//! What the shared state is made of: std's and crossbeam's primitives, or loom's when a model is
-//! checked. The only file that names either.
+//! The primitives of the shared state: std's and crossbeam's, or loom's when a model is checked. No other file names
+//! either.
 
 #[cfg(not(tokio_krun_loom))]
 pub(crate) use {
@@ -20,7 +20,7 @@ pub(crate) use {
 pub(crate) use model::Kept;
 
 /// What a thread of the platform's part sleeps on.
-#[allow(unused_imports, reason = "not every platform has such a thread")]
+#[cfg(unix)]
 pub(crate) mod blocking {
     #[cfg(tokio_krun_loom)]
     pub(crate) use loom::sync::{Condvar, Mutex};
@@ -28,7 +28,7 @@ pub(crate) mod blocking {
     pub(crate) use std::sync::{Condvar, Mutex};
 }
 
-/// How often something has happened.
+/// Counts how often something has happened.
 #[cfg(not(tokio_krun_loom))]
 #[derive(Debug, Default)]
 pub(crate) struct Count(AtomicU64);
@@ -45,7 +45,7 @@ impl Count {
     }
 }
 
-/// Locks, also after a panic elsewhere: what these mutexes guard is whole between any two
+/// Locks, even if another thread panicked while it held the lock. What these mutexes guard is consistent between any two
 /// statements, and krun's threads must not panic.
 #[cfg(not(tokio_krun_loom))]
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -64,7 +64,7 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> model::MutexGuard<'_, T> {
     }
 }
 
-/// Locks if nobody has it locked.
+/// Locks if no other thread holds the lock.
 #[cfg(not(tokio_krun_loom))]
 pub(crate) fn try_lock<T>(mutex: &Mutex<T>) -> Option<std::sync::MutexGuard<'_, T>> {
     match mutex.try_lock() {
@@ -87,10 +87,10 @@ mod model {
 
     use super::{AtomicBool, AtomicU64, Ordering};
 
-    /// In a model, something to wait for: a sleep that nothing ends is a deadlock to loom.
+    /// In a model, something to wait for. To loom, a sleep that nothing ends is a deadlock.
     ///
-    /// Whoever sees a signal, or is woken by it, sees what was done before it, as with every wake of a
-    /// system. Nothing else is ordered, and what is seen may be out of date.
+    /// A thread that sees a signal, or is woken by one, also sees what was done before it, as with every wake of a real
+    /// system. Nothing else is ordered, and a count may be out of date.
     #[derive(Default)]
     pub(crate) struct Count {
         count: AtomicU64,
@@ -100,8 +100,8 @@ mod model {
 
     impl Count {
         pub(crate) fn add_one(&self, happens: impl FnOnce()) {
-            // loom switches threads before each of its own steps and nowhere else, so a signal to a
-            // descriptor, which it does not see, is one step with its being counted.
+            // loom switches threads only before its own steps. It does not see a signal to a descriptor, so the signal and
+            // its counting are one step.
             self.count.fetch_add(1, Ordering::Release);
             happens();
             drop(self.sleeping.lock().unwrap());
@@ -112,12 +112,12 @@ mod model {
             self.count.load(Ordering::Acquire)
         }
 
-        /// Sees all signals so far, as the system call does that takes them.
+        /// Sees all signals so far, like the system call that takes them.
         pub(crate) fn see(&self) {
             self.count.fetch_add(0, Ordering::Acquire);
         }
 
-        /// Sleeps for as long as it is `count`.
+        /// Sleeps while the count is `count`.
         #[cfg(test)]
         pub(crate) fn wait_while(&self, count: u64) {
             let mut sleeping = self.sleeping.lock().unwrap();
@@ -133,8 +133,8 @@ mod model {
         }
     }
 
-    /// What a model that fails does not drop. Its drop would take steps, of which loom has no more then:
-    /// the process would end with no word of which model has failed.
+    /// A value that a failing model does not drop. Its drop would take steps when loom has none left, and the process
+    /// would end without naming the model that failed.
     #[cfg(test)]
     pub(crate) struct Kept<T>(Option<T>);
 
@@ -163,8 +163,8 @@ mod model {
         }
     }
 
-    /// Stands for std's, which orders by acquiring and releasing and no more. loom's own would hide
-    /// a missing fence, for it is sequentially consistent.
+    /// Stands for std's mutex, which orders by acquire and release only. loom's own is sequentially consistent and would
+    /// hide a missing fence.
     pub(crate) struct Mutex<T> {
         locked: AtomicBool,
         value: sync::Mutex<T>,
@@ -214,13 +214,13 @@ mod model {
         }
     }
 
-    /// Stands for crossbeam's queue, which is opaque to loom: the models are of our protocol
-    /// around it. One thread pushes at a time, and one pops.
+    /// Stands for crossbeam's queue, which is opaque to loom. The models check our protocol around it. One thread pushes
+    /// at a time, and one pops.
     ///
-    /// What either side sees of the other may be out of date. An item that is found, or the place of
-    /// one, comes with what was done before; how many there are comes with nothing.
+    /// What either side sees of the other may be out of date. Finding an item, or a free slot, makes visible what was done
+    /// before; the length makes nothing visible.
     pub(crate) struct ArrayQueue<T> {
-        /// With how many were pushed and popped, to who does so.
+        /// The items, and how many the pushing and the popping side have pushed and popped.
         items: sync::Mutex<(VecDeque<T>, u64, u64)>,
         capacity: usize,
         pushed: AtomicU64,

@@ -1,23 +1,21 @@
-//! The platform seam: what the signals are made of, how a task waits for one, and krun's end.
+//! The platform seam: what each side sleeps on, and krun's end of the port.
 //!
-//! Each platform gives
+//! Each platform provides
 //!
-//! - the types `TxData`, `TxRoom`, `RxData` and `RxRoom` (each a [`Wake`](crate::shared::Wake)), and
-//!   `HostWait` (a task's wait for one of them);
-//! - `KrunEnd`, krun's end of the port, made with the `PortOptions` that are the platform's own, and
-//!   `GuestEnd`, which ends the guest's side from elsewhere;
-//! - `Console` and `Workers`, krun's part for the in-process guest;
-//! - `exports` and `guest_exports`, what the crate and its module `guest` show on this platform only.
+//! - `TxData`, `TxRoom`, `RxData` and `RxRoom`: a [`Wake`](crate::shared::Wake) for each signal;
+//! - `HostWait`: how a task waits for `TxData` or `RxRoom`;
+//! - `KrunEnd`: krun's end of the port, made from `PortOptions`, the options that only this platform has;
+//! - `GuestEnd`: ends the guest's side for the exit hook.
 
 #[cfg(unix)]
 mod unix;
 #[cfg(unix)]
-pub(crate) use unix::*;
+pub use unix::*;
 
 #[cfg(windows)]
 mod windows;
 #[cfg(windows)]
-pub(crate) use windows::*;
+pub use windows::*;
 
 #[cfg(not(any(unix, windows)))]
 compile_error!("tokio-krun supports Linux, macOS and Windows");

@@ -1,17 +1,6 @@
-//! A guest without a VM, for tests: krun's part and the agent's side of the port, in this process.
+//! A guest without a VM: test your host program, your agent or both in one process.
 //!
-//! [`Guest`] stands for the VM. It calls the port's backend from two threads as krun's workers do
-//! (`msb_krun_devices` 0.1.42, `virtio/console/{process_rx,process_tx,port}.rs`): the same order of
-//! calls, `poll(2)` on the wake descriptor, a queue of 32 descriptors each way, 4 KiB each towards
-//! the guest and up to 32 KiB from it. [`GuestPort`] stands for the file that the agent opens in
-//! the guest, and behaves as Linux' `virtio_console` does.
-//!
-//! What differs from a VM: nothing is emulated but this one port; times are those of two threads;
-//! and [`Guest::power_off`] does not end the process.
-//!
-//! # Examples
-//!
-//! An agent that answers each line, tested without a VM:
+//! This tests an agent that answers each line:
 //!
 //! ```
 //! use futures::{SinkExt, StreamExt};
@@ -33,8 +22,28 @@
 //! assert_eq!(host.next().await.unwrap()?, "HELLO");
 //! # Ok(()) }
 //! ```
+//!
+//! # How close it is to a VM
+//!
+//! [`Guest`] plays the VM. Two threads call the port's backend in the same order as krun's workers
+//! (`msb_krun_devices` 0.1.42, `virtio/console/{process_rx,process_tx,port}.rs`). The RX thread waits
+//! in `poll(2)` on the wake descriptor. Each direction has a queue of 32 descriptors: 4 KiB each
+//! towards the guest, and up to 32 KiB each from it.
+//!
+//! [`GuestPort`] plays the file that the agent opens in the guest. It behaves like Linux's
+//! `virtio_console`.
+//!
+//! Three things differ from a VM:
+//!
+//! - There is only this one port.
+//! - Timing is that of two threads, not of a VM.
+//! - [`Guest::power_off`] does not end the process.
 
+#[cfg(unix)]
+mod unix;
 mod virtqueue;
+#[cfg(windows)]
+mod windows;
 mod worker;
 
 use std::io;
@@ -46,29 +55,50 @@ use std::thread;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::port::{AgentPort, PortHandle};
-#[allow(
-    unused_imports,
-    unreachable_pub,
-    reason = "on some platforms there are none"
-)]
-pub use crate::sys::guest_exports::*;
-use crate::sys::{Console, Workers};
-pub(crate) use virtqueue::Virtqueues;
-pub(crate) use worker::Worker;
+#[cfg(all(test, unix))]
+pub(crate) use unix::is_any_readable;
+#[cfg(unix)]
+use unix::{Console, Workers, console};
+use virtqueue::Virtqueues;
+#[cfg(windows)]
+pub use windows::RingEnd;
+#[cfg(windows)]
+pub(crate) use windows::Taken;
+#[cfg(windows)]
+use windows::{Console, Workers, console};
 
-/// A running VM with one port.
+/// An in-process guest with one port. It replaces the VM in your tests.
 ///
-/// A port that breaks a rule that krun's threads rely on makes a worker panic; so does then whatever
-/// waits for that worker, or drops the guest.
+/// ```
+/// use tokio::io::{AsyncReadExt, AsyncWriteExt};
+/// use tokio_krun::AgentStream;
+/// use tokio_krun::test_util::Guest;
 ///
-/// The VM runs as long as this or a [`GuestPort`] of it lives; when the last of them is dropped it
-/// is gone at once, as a VM whose process was killed, and the host reads what had reached it and
-/// then the end of the file. So a test keeps this until it has read what it wants: an agent's task
-/// that ends closes its port, and no more than that.
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+/// let (mut stream, port) = AgentStream::pair()?;
+/// let guest = Guest::boot(port); // instead of building a VM
+/// let mut agent = guest.open()?; // as the agent does
+///
+/// stream.write_all(b"hello").await?;
+/// let mut received = [0; 5];
+/// agent.read_exact(&mut received).await?;
+/// assert_eq!(&received, b"hello");
+/// # Ok(()) }
+/// ```
+///
+/// The guest runs until you drop both it and the [`GuestPort`] that it opened. Then it ends at once, like
+/// a VM whose process was killed. The host reads what had reached it, and then end of file. So keep
+/// the guest until your test has read what it wants. Dropping only the `GuestPort`, as an agent's task
+/// does when it ends, closes the port and nothing else.
+///
+/// # Panics
+///
+/// If the port breaks a rule that krun's threads rely on, a worker panics. Waiting for that worker, or
+/// dropping the guest, then panics too.
 ///
 /// # Examples
 ///
-/// An agent that is started again finds the port as it left it:
+/// A restarted agent finds the port as the last one left it:
 ///
 /// ```
 /// use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -91,8 +121,9 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// Starts a VM with `port`. Nothing is called on the port before the guest
-    /// [opens](Self::open) its end.
+    /// Starts a guest with `port`.
+    ///
+    /// Nothing calls the port until the guest [opens](Self::open) its end.
     ///
     /// # Examples
     ///
@@ -111,22 +142,23 @@ impl Guest {
         Self {
             machine: Arc::new(Machine {
                 handle,
-                console: Mutex::new(Some(Arc::new(Console::plug(port.into_krun_end())))),
+                console: Mutex::new(Some(Arc::new(console(port)))),
                 workers: Mutex::new(Run::Unopened),
                 virtqueues: Arc::new(Virtqueues::new()),
             }),
         }
     }
 
-    /// Opens the port in the guest. The first time starts krun's workers.
+    /// Opens the port in the guest. The first call starts krun's workers.
     ///
-    /// What the host wrote before the first time is delivered; what it writes while the port is
-    /// closed again is lost, as in a VM.
+    /// What the host wrote before the first call is delivered. What it writes while the port is closed
+    /// again is lost, as in a VM.
     ///
     /// # Errors
     ///
-    /// [`ResourceBusy`](io::ErrorKind::ResourceBusy) if it is open, and
-    /// [`NotConnected`](io::ErrorKind::NotConnected) after [`power_off`](Self::power_off).
+    /// - [`ResourceBusy`](io::ErrorKind::ResourceBusy) if the port is already open.
+    /// - [`NotConnected`](io::ErrorKind::NotConnected) after [`power_off`](Self::power_off).
+    /// - The system's error if it refuses a thread or a descriptor.
     ///
     /// # Examples
     ///
@@ -162,12 +194,13 @@ impl Guest {
         Ok(port)
     }
 
-    /// Waits until the host's end has taken all that the guest wrote: it is in the stream's ring, or
-    /// thrown away if nobody reads there (on Windows also after a hang-up, which closes the pipe). No call in a
-    /// Linux guest does that.
+    /// Waits until the host's end has taken everything that the guest wrote.
     ///
-    /// It waits for ever where that never comes: for a host that does not read, or for a guest that
-    /// nobody [resumes](Self::start_workers).
+    /// By then it is in the stream's ring, or was discarded because nobody will read it. On Windows
+    /// it is also discarded after a hang-up, which closes the pipe. A Linux guest has no such call.
+    ///
+    /// This may wait forever: if the ring is full and the host does not read, or if the workers are
+    /// stopped and you do not [start them again](Self::start_workers).
     ///
     /// # Cancel safety
     ///
@@ -184,7 +217,7 @@ impl Guest {
     /// let (mut stream, port) = AgentStream::pair()?;
     /// let guest = Guest::boot(port);
     /// guest.open()?.write_all(b"last words").await?;
-    /// // Powering off loses what the virtqueue still has, as a real guest's does.
+    /// // Powering off loses what is still in the virtqueue, as in a VM.
     /// guest.drained().await;
     /// guest.power_off().await;
     ///
@@ -197,21 +230,22 @@ impl Guest {
         self.machine.virtqueues.drained().await;
     }
 
-    /// Stops krun's workers as it does before a checkpoint: each after the descriptor it is at.
+    /// Stops krun's workers, as krun does before a checkpoint. Each first finishes its current
+    /// descriptor.
     ///
-    /// Like krun's, this waits for a transmission that finds no room, until the host reads or
+    /// If the TX worker waits for room, this waits too, as krun does, until the host reads or
     /// [quiesces](PortHandle::quiesce) the port.
     ///
-    /// Does nothing if the guest has not opened its port yet, or is paused.
-    ///
-    /// # Cancel safety
-    ///
-    /// Not cancel safe: dropped while it waits, the workers go on ending, and the guest stays
-    /// between running and paused, from where [`resume`](Self::start_workers) does nothing.
+    /// It does nothing if the guest has not opened its port yet, or if the workers are already stopped.
     ///
     /// # Panics
     ///
-    /// If the port broke one of the rules that krun's threads rely on.
+    /// If the port broke a rule that krun's threads rely on.
+    ///
+    /// # Cancel safety
+    ///
+    /// Not cancel safe. If you drop it while it waits, the workers still end, but the guest stays
+    /// between running and stopped: [`start_workers`](Self::start_workers) then does nothing.
     ///
     /// # Examples
     ///
@@ -247,12 +281,12 @@ impl Guest {
         *self.machine.workers() = Run::Paused;
     }
 
-    /// Starts the workers again on the same port, if the guest is [paused](Self::stop_workers).
+    /// Starts the workers again on the same port, if you have [stopped](Self::stop_workers) them.
     ///
     /// # Errors
     ///
-    /// If a thread or a descriptor is refused; [`NotConnected`](io::ErrorKind::NotConnected) after
-    /// [`power_off`](Self::power_off).
+    /// - [`NotConnected`](io::ErrorKind::NotConnected) after [`power_off`](Self::power_off).
+    /// - The system's error if it refuses a thread or a descriptor.
     ///
     /// # Examples
     ///
@@ -278,22 +312,23 @@ impl Guest {
         Ok(())
     }
 
-    /// Powers the guest off: the workers stop as with [`stop_workers`](Self::stop_workers), what is left in the
-    /// virtqueues is lost, and the host reads what had reached it and then the end of the file.
+    /// Powers the guest off.
     ///
-    /// A test in which the agent's last words are to be heard waits for [`drained`](Self::drained) before it.
+    /// The workers stop as with [`stop_workers`](Self::stop_workers), and what is left in the virtqueues
+    /// is lost. The host reads what had reached it, and then end of file. If your test needs the agent's
+    /// last words, wait for [`drained`](Self::drained) first.
     ///
-    /// As with `stop_workers`, and with a real VM, a transmission that finds no room is waited for: so this does not return
-    /// while a full stream is kept and not read. Read it or drop it, [quiesce](PortHandle::quiesce) the port,
-    /// or drop the guest, which powers it off without a wait.
-    ///
-    /// # Cancel safety
-    ///
-    /// Dropped while it waits, the guest is dropped.
+    /// As in a VM, this waits while the TX worker waits for room. So it does not return while you keep a
+    /// full stream and do not read it. Read the stream, drop it, or [quiesce](PortHandle::quiesce) the port.
+    /// You can also drop the guest, which powers it off without waiting.
     ///
     /// # Panics
     ///
-    /// If the port broke one of the rules that krun's threads rely on.
+    /// If the port broke a rule that krun's threads rely on.
+    ///
+    /// # Cancel safety
+    ///
+    /// If you drop it while it waits, the guest is dropped.
     ///
     /// # Examples
     ///
@@ -321,14 +356,14 @@ impl Guest {
 #[derive(Debug)]
 struct Machine {
     handle: PortHandle,
-    /// Gone with the power.
+    /// `None` once powered off.
     console: Mutex<Option<Arc<Console>>>,
     workers: Mutex<Run>,
     virtqueues: Arc<Virtqueues>,
 }
 
-/// Where krun's workers are. It starts them when the guest first opens the port, and restarts after
-/// a pause only those it had stopped.
+/// The state of krun's workers. krun starts them when the guest first opens the port, and after a
+/// pause restarts only those that it had stopped.
 #[derive(Debug)]
 enum Run {
     Unopened,
@@ -349,31 +384,31 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        // Dropping the workers lets them go; one that waits for room must not be left behind.
+        // Dropping the workers does not wait for them. One that waits for room would never end.
         self.handle.quiesce();
         if let Run::Running(workers) = &mut *self.workers() {
-            // A test must not pass with a worker that found the port at fault.
+            // A test must not pass if a worker has found a fault in the port.
             assert!(
                 thread::panicking() || !workers.have_panicked(),
-                "a worker of the guest has panicked"
+                "a worker of the guest panicked: see its message above"
             );
         }
     }
 }
 
-/// The guest's end of the port: the file that an agent opens in `/dev`.
+/// The guest's end of the port, as the agent opens it in `/dev`.
 ///
-/// Dropping it closes the port in the guest, which the host does not see; the guest may
-/// [open](Guest::open) it again.
+/// Dropping it closes the port in the guest. The host does not notice, and you can
+/// [open](Guest::open) the port again.
 ///
-/// - A write is complete when it is in the virtqueue. At most 32 descriptors fit; more wait.
-/// - `flush` and `shutdown` are done at once, as with the agent's [`VirtioPort`]; a test that has to
-///   know that the host's end has taken it all waits for [`Guest::drained`].
-/// - Once the host has hung up, reads give what is left and then the end of the file, and writes
-///   fail with [`BrokenPipe`](io::ErrorKind::BrokenPipe), as with the agent's [`VirtioPort`]. (A blocking
-///   write in a Linux guest never returns then.)
+/// - A write completes when it is in the virtqueue, which holds 32 descriptors. Further writes wait.
+/// - `flush` and `shutdown` return at once, as with the agent's [`VirtioPort`]. If your test needs to
+///   know that the host's end has taken everything, wait for [`Guest::drained`].
+/// - Once the host has hung up, reads return what is left and then end of file, and writes fail with
+///   [`BrokenPipe`](io::ErrorKind::BrokenPipe), as with [`VirtioPort`]. A blocking write in a Linux
+///   guest would never return.
 ///
-/// It needs no runtime: `futures::executor::block_on` drives it as well.
+/// It needs no tokio runtime: `futures::executor::block_on` works too.
 ///
 /// # Examples
 ///

@@ -1,6 +1,16 @@
-//! The ends of the channel as connections of a tonic server.
+//! gRPC over the port: [`Incoming`] gives a tonic 0.14 server its one connection.
 //!
-//! A client needs nothing of this: its connector gives tonic the stream, once, in hyper-util's `TokioIo`.
+//! A server takes a stream of connections, and there is only one connection here. Given a plain stream
+//! of one connection, tonic's `serve_with_incoming` returns as soon as it has accepted that connection.
+//! Your program would then end under a connection that is still open. [`Incoming`] ends only when the
+//! connection has ended. Its own page shows a server.
+//!
+//! The feature is called `tonic014` so that the next tonic can stand beside it.
+//!
+//! # Clients
+//!
+//! A client needs neither `Incoming` nor this feature. Its connector wraps the stream in hyper-util's
+//! `TokioIo` and gives it to tonic once:
 //!
 //! ```
 //! use std::future::ready;
@@ -17,7 +27,7 @@
 //!         let io = stream.take().map(TokioIo::new);
 //!         ready(io.ok_or(io::Error::from(io::ErrorKind::NotConnected)))
 //!     });
-//!     // The address is for the headers alone.
+//!     // tonic only puts this address into the headers.
 //!     Endpoint::from_static("http://agent").connect_with_connector(connector).await
 //! }
 //! # #[tokio::main(flavor = "current_thread")] async fn main() {
@@ -40,14 +50,16 @@ use tonic::transport::server::Connected;
 
 use crate::stream::AgentStream;
 
-/// What a tonic server accepts on the channel: one connection, and the end when that has ended.
+/// The incoming connections of a tonic server: one connection, then the end once it has ended.
 ///
-/// So [`serve_with_incoming`](tonic::transport::Server::serve_with_incoming) serves for as long as
-/// the other end is there, and then returns. With a plain stream of one connection it would return as
-/// soon as it had taken it, and a program that ends then would cut the connection off.
+/// Pass it to tonic's
+/// [`serve_with_incoming`](https://docs.rs/tonic/0.14/tonic/transport/server/struct.Server.html#method.serve_with_incoming).
+/// That call then serves until the connection ends, and returns. With a plain stream of one connection
+/// it would return as soon as it has accepted it, and a program that ends then cuts the connection off.
 ///
-/// It is for either side: an [`AgentStream`] on the host, a
-/// [`VirtioPort`](https://docs.rs/tokio-krun/latest/tokio_krun/agent/struct.VirtioPort.html) in the guest.
+/// It works on either side: with an [`AgentStream`] on the host, and with a
+/// [`VirtioPort`](https://docs.rs/tokio-krun/latest/tokio_krun/agent/struct.VirtioPort.html) in the
+/// guest.
 ///
 /// # Examples
 ///
@@ -68,14 +80,14 @@ use crate::stream::AgentStream;
 /// # }
 /// ```
 #[derive(Debug)]
-#[must_use = "it does nothing unless a server takes it"]
+#[must_use = "it does nothing until you pass it to a server"]
 pub struct Incoming<T> {
     connection: Option<Connection<T>>,
     ended: Option<oneshot::Receiver<Infallible>>,
 }
 
 impl<T> Incoming<T> {
-    /// The one connection is `io`.
+    /// Creates the incoming connections of a server whose one connection is `io`.
     ///
     /// # Examples
     ///
@@ -89,7 +101,7 @@ impl<T> Incoming<T> {
     /// let mut incoming = Incoming::new(stream);
     /// let connection = incoming.next().await;
     /// assert!(connection.is_some());
-    /// // No other comes, and the end only when this one is dropped.
+    /// // There is no second one. `incoming` ends once the first is dropped.
     /// drop(connection);
     /// assert!(incoming.next().await.is_none());
     /// # Ok(()) }
@@ -112,7 +124,7 @@ impl<T: Unpin> Stream for Incoming<T> {
             return Poll::Ready(Some(Ok(connection)));
         }
         if let Some(ended) = &mut this.ended {
-            // Nothing is ever sent: an error says that the connection was dropped.
+            // Nothing is ever sent, so this completes when the connection is dropped.
             let _ = ready!(Pin::new(ended).poll(cx));
             this.ended = None;
         }
@@ -120,7 +132,7 @@ impl<T: Unpin> Stream for Incoming<T> {
     }
 }
 
-/// The connection of an [`Incoming`]: `T` itself, and its end is noticed.
+/// The connection that [`Incoming`] yields: a `T` whose drop ends the `Incoming`.
 ///
 /// # Examples
 ///
@@ -133,7 +145,7 @@ impl<T: Unpin> Stream for Incoming<T> {
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
 /// let (stream, port) = AgentStream::pair()?;
 /// let Some(Ok(mut connection)) = Incoming::new(stream).next().await else {
-///     panic!("there is one");
+///     panic!("no connection");
 /// };
 /// connection.write_all(b"to the guest").await?;
 /// # Ok(()) }
@@ -141,7 +153,7 @@ impl<T: Unpin> Stream for Incoming<T> {
 #[derive(Debug)]
 pub struct Connection<T> {
     io: T,
-    /// Dropped with it.
+    /// Closes when the connection is dropped; [`Incoming`] waits for that.
     _open: oneshot::Sender<Infallible>,
 }
 
@@ -193,14 +205,14 @@ impl<T: Connected> Connected for Connection<T> {
     }
 }
 
-/// There is nothing to tell: the one peer is the VM's guest.
+/// There is no information: the only peer is the VM's guest.
 impl Connected for AgentStream {
     type ConnectInfo = ();
 
     fn connect_info(&self) {}
 }
 
-/// There is nothing to tell: the one peer is the VM's host.
+/// There is no information: the only peer is the host.
 #[cfg(all(feature = "agent", target_os = "linux", not(tokio_krun_loom)))]
 impl Connected for crate::agent::VirtioPort {
     type ConnectInfo = ();
@@ -208,7 +220,7 @@ impl Connected for crate::agent::VirtioPort {
     fn connect_info(&self) {}
 }
 
-/// For a test of a server that runs in a guest.
+/// For tests of a server that runs in the guest.
 #[cfg(feature = "test-util")]
 impl Connected for crate::test_util::GuestPort {
     type ConnectInfo = ();

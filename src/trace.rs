@@ -1,9 +1,9 @@
-//! Lifecycle events for the feature `tracing`; without it, nothing. Never any payload.
+//! Lifecycle events of a stream, with the feature `tracing`. They never contain payload.
 
-/// Who an event is about.
+/// The stream that an event is about.
 #[derive(Debug)]
 pub(crate) struct Trace {
-    /// Tells the streams of a process apart.
+    /// A number that is unique in this process.
     #[cfg(feature = "tracing")]
     stream: u64,
 }

@@ -1,4 +1,4 @@
-//! The guest's end, with a socket in the port's place: what only a port does is tested in a VM (`tests/microvm`).
+//! The guest's end, with a socket instead of a port. `tests/microvm` tests in a VM what only a port does.
 #![cfg(target_os = "linux")]
 
 mod common;
@@ -24,7 +24,7 @@ fn port() -> (VirtioPort, UnixStream) {
 }
 
 #[tokio::test]
-async fn it_waits_for_bytes_and_for_room() {
+async fn reads_wait_for_bytes_and_writes_wait_for_room() {
     watchdog(async {
         use std::io::{Read, Write};
 
@@ -47,7 +47,7 @@ async fn it_waits_for_bytes_and_for_room() {
 }
 
 #[tokio::test]
-async fn a_hang_up_ends_reads_and_a_write_that_waits() {
+async fn hang_up_ends_reads_and_pending_write() {
     watchdog(async {
         use std::io::Write;
 
@@ -65,7 +65,7 @@ async fn a_hang_up_ends_reads_and_a_write_that_waits() {
         let error = waiting.await.unwrap().unwrap_err();
         let ended = [io::ErrorKind::BrokenPipe, io::ErrorKind::ConnectionReset];
         assert!(ended.contains(&error.kind()), "{error}");
-        // A socket whose peer has left bytes unread says so once, where a port gives what is left.
+        // The peer has left bytes unread, so the socket first returns an error. A port returns what is left.
         let mut buffer = [0; 8];
         let read = match read.read(&mut buffer).await {
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
@@ -99,7 +99,7 @@ async fn try_methods_never_wait() {
 }
 
 #[tokio::test]
-async fn readiness_is_polled_without_reading_or_writing() {
+async fn poll_ready_methods_move_no_bytes() {
     use std::io::{Read, Write};
 
     let (port, mut device) = port();
@@ -109,7 +109,7 @@ async fn readiness_is_polled_without_reading_or_writing() {
     watchdog(&mut readable).await.unwrap();
     assert_ready_ok!(readable.poll());
     assert_eq!(port.try_read(&mut [0; 8]).unwrap(), 4);
-    // Only a read that finds nothing tells that there is no more.
+    // Only a read that finds nothing clears the readiness.
     port.try_read(&mut [0; 8]).unwrap_err();
     assert_pending!(readable.poll());
 
@@ -128,7 +128,7 @@ async fn readiness_is_polled_without_reading_or_writing() {
 }
 
 #[tokio::test]
-async fn a_device_that_is_not_there_is_an_error_and_a_name_is_waited_for() {
+async fn open_path_fails_without_device_and_open_waits_for_name() {
     let error = VirtioPort::open_path("/dev/vport99p99").unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::NotFound);
     assert!(error.to_string().contains("/dev/vport99p99"), "{error}");

@@ -1,5 +1,5 @@
-//! In the steady state nothing is allocated: chunks are used again. Each test plays krun on its own
-//! thread, so what that thread allocates is all there is.
+//! In the steady state nothing is allocated, because chunks are reused. Each test plays krun on its own thread, so that
+//! thread's allocations are all there are.
 
 mod common;
 
@@ -16,16 +16,16 @@ use tokio_util::codec::{Framed, LengthDelimitedCodec};
 struct Counting;
 
 thread_local! {
-    /// Of this thread: the test harness has its own.
+    /// Per thread, because the test harness allocates too.
     static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
 }
 
 #[expect(unsafe_code, reason = "an allocator is unsafe to write")]
-// SAFETY: each call is passed on to the system's allocator as it is.
+// SAFETY: each call is passed on unchanged to the system's allocator.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-        // SAFETY: the caller's promises are those that `System` asks for.
+        // SAFETY: the caller has promised what `System` asks for.
         unsafe { System.alloc(layout) }
     }
 
@@ -38,32 +38,32 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// What this thread allocates in `measured` rounds, after others.
+/// Counts this thread's allocations in `measured` rounds, after some to warm up.
 fn allocations(measured: usize, test: impl AsyncFnOnce(&mut dyn FnMut(usize) -> bool)) -> usize {
-    // More rounds than tokio's budget for a turn has operations: the runtime allocates when a
-    // task first gives way.
+    // More rounds than tokio's budget has operations: the runtime allocates when a task first
+    // yields.
     const WARM_UP: usize = 200;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .build()
         .unwrap();
     let (mut before, mut after) = (0, 0);
-    let mut goes_on = |round: usize| {
+    let mut starts_round = |round: usize| {
         if round == WARM_UP {
             before = ALLOCATIONS.get();
         }
-        // What ends may allocate.
+        // Read in every round, because tearing down after the last one may allocate.
         after = ALLOCATIONS.get();
         round < WARM_UP + measured
     };
-    runtime.block_on(test(&mut goes_on));
+    runtime.block_on(test(&mut starts_round));
     after - before
 }
 
 #[test]
-fn bytes_both_ways_allocate_nothing_once_the_rings_have_been_full() {
+fn bytes_both_ways_allocate_nothing_once_rings_were_full() {
     let (mut buffer, mut echo) = (vec![7; SMALL], vec![0; SMALL]);
-    let count = allocations(1000, async |goes_on| {
+    let count = allocations(1000, async |starts_round| {
         let (mut stream, backend) = pair();
         for round in 0.. {
             let length = if round < 200 {
@@ -71,7 +71,7 @@ fn bytes_both_ways_allocate_nothing_once_the_rings_have_been_full() {
             } else {
                 1 + round * 7919 % SMALL
             };
-            if !goes_on(round) {
+            if !starts_round(round) {
                 return;
             }
             assert_eq!(backend.write(&buffer[..length]).unwrap(), length);
@@ -87,11 +87,11 @@ fn bytes_both_ways_allocate_nothing_once_the_rings_have_been_full() {
 fn frames_both_ways_allocate_nothing() {
     let payload = Bytes::from(vec![7; 3000]);
     let mut frame = vec![0; 4 + payload.len()];
-    let count = allocations(1000, async |goes_on| {
+    let count = allocations(1000, async |starts_round| {
         let (stream, backend) = pair();
         let mut frames = Framed::new(stream, LengthDelimitedCodec::new());
         for round in 0.. {
-            if !goes_on(round) {
+            if !starts_round(round) {
                 return;
             }
             frames.send(payload.clone()).await.unwrap();
@@ -103,17 +103,17 @@ fn frames_both_ways_allocate_nothing() {
     assert_eq!(count, 0);
 }
 
-/// `Bytes` with something to do when they are dropped are an allocation; the bytes are none.
+/// `Bytes` that run code on drop need an allocation for their handle, but none for the bytes.
 #[test]
-fn chunks_allocate_nothing_to_the_guest_and_one_handle_each_from_it() {
+fn sent_chunks_allocate_nothing_and_received_chunks_one_handle_each() {
     const ROUNDS: usize = 1000;
     let item = Bytes::from(vec![7; SMALL / 8]);
     let mut descriptor = vec![0; item.len()];
-    let count = allocations(ROUNDS, async |goes_on| {
+    let count = allocations(ROUNDS, async |starts_round| {
         let (stream, backend) = pair();
         let mut chunks = Chunks::new(stream);
         for round in 0.. {
-            if !goes_on(round) {
+            if !starts_round(round) {
                 return;
             }
             chunks.send(item.clone()).await.unwrap();

@@ -4,7 +4,7 @@
 #![cfg(unix)] // krun calls a backend only there
 
 mod common;
-#[path = "../src/sys/unix/readable.rs"]
+#[path = "../src/test_util/unix/readable.rs"]
 mod readable;
 
 use std::io;

@@ -1,4 +1,4 @@
-//! Every operation, dropped at each point where it waits: nothing is lost and nothing comes twice.
+//! Drops every operation at each point where it waits. No byte is lost, and none arrives twice.
 
 mod common;
 
@@ -13,8 +13,8 @@ use tokio_krun::{Chunks, Options, OwnedReadHalf, OwnedWriteHalf};
 
 const LENGTH: usize = many(2 << 20);
 
-/// Reads everything, in each way in turn, each dropped at its first or second wait.
-async fn read_all(mut half: OwnedReadHalf) -> Vec<u8> {
+/// Reads everything, with each way to read in turn. Drops each at its first or second wait.
+async fn read_all_with_cancellation(mut half: OwnedReadHalf) -> Vec<u8> {
     let mut received = Vec::new();
     let mut buffer = vec![0; 3000];
     for round in 0.. {
@@ -48,21 +48,21 @@ async fn read_all(mut half: OwnedReadHalf) -> Vec<u8> {
                 }
             }
             _ => {
-                // A reader that takes an exact number keeps what it has when it is dropped.
+                // Not `read_exact`: if that is dropped, you lose count of the bytes that it has read.
                 let read = cancelled_at(polls, half.read_buf(&mut received)).await;
                 if matches!(read, Some(Ok(0))) {
                     return received;
                 }
             }
         }
-        // What was dropped has taken nothing.
+        // A dropped read has taken nothing.
         assert_eq!(half.stats().tx.bytes, received.len() as u64);
     }
-    unreachable!("the rounds have no end")
+    unreachable!("the loop ends by returning")
 }
 
-/// Writes everything, in each way in turn, each dropped at its first or second wait.
-async fn write_all(mut half: OwnedWriteHalf, bytes: &[u8]) {
+/// Writes everything, with each way to write in turn. Drops each at its first or second wait.
+async fn write_all_with_cancellation(mut half: OwnedWriteHalf, bytes: &[u8]) {
     let mut rest = bytes;
     for round in 0.. {
         if rest.is_empty() {
@@ -80,7 +80,7 @@ async fn write_all(mut half: OwnedWriteHalf, bytes: &[u8]) {
                 let mut sink = Chunks::new(&mut half);
                 let sent = cancelled_at(polls, sink.send(Bytes::copy_from_slice(piece))).await;
                 if sent.is_none() {
-                    // The item is still in the sink, or in the ring, and is sent by a flush.
+                    // The item is still in the sink or already in the ring. A flush sends what is left.
                     let mut polls = 1;
                     while cancelled_at(polls, sink.flush()).await.is_none() {
                         polls += 1;
@@ -96,8 +96,8 @@ async fn write_all(mut half: OwnedWriteHalf, bytes: &[u8]) {
         if let Some(written) = written {
             rest = &rest[written.unwrap()..];
         }
-        // What was dropped has written nothing. While the guest takes bytes the counts may be of two moments, so
-        // they come to agree; if not, the watchdog ends it.
+        // A dropped write has written nothing. While the guest takes bytes, the two counts may be of different moments,
+        // so this waits until they agree. If they never do, the watchdog ends the test.
         while half.stats().rx.bytes + half.stats().rx.queued != (bytes.len() - rest.len()) as u64 {
             tokio::task::yield_now().await;
         }
@@ -106,7 +106,7 @@ async fn write_all(mut half: OwnedWriteHalf, bytes: &[u8]) {
     assert_eq!(half.stats().rx.bytes, bytes.len() as u64);
 }
 
-async fn both_ways_with_everything_cancelled() {
+async fn transfer_both_ways_with_cancellation() {
     let (stream, port) = Options::new().capacity(SMALL).create().unwrap();
     let guest = Guest::boot(port);
     let agent = guest.open().unwrap();
@@ -129,9 +129,9 @@ async fn both_ways_with_everything_cancelled() {
     });
     let host_sends = tokio::spawn({
         let sent = sent.clone();
-        async move { write_all(write, &sent).await }
+        async move { write_all_with_cancellation(write, &sent).await }
     });
-    let host_receives = tokio::spawn(read_all(read));
+    let host_receives = tokio::spawn(read_all_with_cancellation(read));
     for task in [guest_sends, guest_receives, host_sends] {
         task.await.unwrap();
     }
@@ -142,24 +142,24 @@ async fn both_ways_with_everything_cancelled() {
 
 #[tokio::test]
 async fn cancelling_at_each_wait_loses_nothing_on_one_thread() {
-    watchdog(both_ways_with_everything_cancelled()).await;
+    watchdog(transfer_both_ways_with_cancellation()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn cancelling_at_each_wait_loses_nothing_on_several_threads() {
-    watchdog(both_ways_with_everything_cancelled()).await;
+    watchdog(transfer_both_ways_with_cancellation()).await;
 }
 
-/// Tokio's own ways to cancel: this one, and `select`.
+/// Tokio has two ways to cancel: a timeout, and `select`.
 #[tokio::test]
-async fn a_timeout_loses_nothing() {
+async fn timeout_loses_nothing() {
     watchdog(async {
         let (mut stream, port) = Options::new().capacity(SMALL).create().unwrap();
         let guest = Guest::boot(port);
         let mut agent = guest.open().unwrap();
-        let never = std::time::Duration::ZERO;
-        let read = tokio::time::timeout(never, stream.read_u8()).await;
-        assert!(read.is_err(), "there is nothing to read");
+        let no_time = std::time::Duration::ZERO;
+        let read = tokio::time::timeout(no_time, stream.read_u8()).await;
+        assert!(read.is_err(), "the read completed without data");
         agent.write_all(b"kept").await.unwrap();
         let mut received = [0; 4];
         stream.read_exact(&mut received).await.unwrap();
@@ -168,20 +168,26 @@ async fn a_timeout_loses_nothing() {
     .await;
 }
 
-/// The read has been polled, and woken by what it waits for, when another branch ends first.
+/// The read or write has been polled, and woken by what it waits for, when another branch completes first.
 #[tokio::test]
-async fn select_loses_nothing_of_a_read_or_write_that_it_drops() {
+async fn select_loses_nothing_when_it_drops_read_or_write() {
     watchdog(async {
         let (mut stream, backend) = common::pair();
         let mut received = [0; 4];
-        let vain = AtomicU64::new(0);
+        let pending_polls = AtomicU64::new(0);
         for round in 1..=3 {
             tokio::select! {
                 biased;
-                _ = counted(&vain, stream.read_exact(&mut received)) => panic!("there was nothing"),
+                _ = counted(&pending_polls, stream.read_exact(&mut received)) => {
+                    panic!("the read completed without data")
+                }
                 written = async { backend.write(b"kept") } => assert_eq!(written.unwrap(), 4),
             }
-            assert_eq!(vain.load(Ordering::Relaxed), round, "it was not polled");
+            assert_eq!(
+                pending_polls.load(Ordering::Relaxed),
+                round,
+                "the read was not polled"
+            );
             assert_eq!(
                 (stream.stats().tx.bytes, stream.stats().tx.queued),
                 (4 * (round - 1), 4)
@@ -190,16 +196,22 @@ async fn select_loses_nothing_of_a_read_or_write_that_it_drops() {
             assert_eq!(std::mem::take(&mut received), *b"kept");
         }
 
-        let vain = AtomicU64::new(0);
+        let pending_polls = AtomicU64::new(0);
         let mut taken = vec![0; SMALL];
         stream.write_all(&vec![1; SMALL]).await.unwrap();
         for round in 1..=3 {
             tokio::select! {
                 biased;
-                _ = counted(&vain, stream.write(b"lost")) => panic!("there was no room"),
+                _ = counted(&pending_polls, stream.write(b"lost")) => {
+                    panic!("the write completed without room")
+                }
                 read = async { backend.read(&mut taken) } => assert_eq!(read.unwrap(), SMALL),
             }
-            assert_eq!(vain.load(Ordering::Relaxed), round, "it was not polled");
+            assert_eq!(
+                pending_polls.load(Ordering::Relaxed),
+                round,
+                "the write was not polled"
+            );
             assert!(taken.iter().all(|byte| *byte == round as u8));
             assert_eq!(stream.stats().rx.queued, 0);
             stream

@@ -1,4 +1,4 @@
-//! Without a copy: `AsyncBufRead`, and `Bytes` in and out.
+//! Reading and writing without a copy: `AsyncBufRead`, and `Chunks` with its `Bytes`.
 
 mod common;
 
@@ -13,7 +13,7 @@ use tokio_krun::{AgentStream, Chunks, Options};
 use tokio_test::assert_pending;
 
 #[tokio::test]
-async fn lines_are_read_by_async_buf_read() {
+async fn async_buf_read_reads_lines() {
     watchdog(async {
         let (stream, port) = AgentStream::pair().unwrap();
         let guest = Guest::boot(port);
@@ -38,7 +38,7 @@ async fn lines_are_read_by_async_buf_read() {
 }
 
 #[tokio::test]
-async fn fill_buf_shows_without_taking_and_mixes_with_reads() {
+async fn fill_buf_takes_nothing_and_mixes_with_reads() {
     let (mut stream, backend) = pair();
     backend.write(b"abcdef").unwrap();
     assert_eq!(stream.fill_buf().await.unwrap(), b"abcdef");
@@ -49,7 +49,7 @@ async fn fill_buf_shows_without_taking_and_mixes_with_reads() {
     assert_eq!(&byte, b"c");
     assert_eq!(stream.try_read(&mut byte).unwrap(), 1);
     assert_eq!(stream.fill_buf().await.unwrap(), b"ef");
-    // More than was shown is not taken.
+    // This takes no more than `fill_buf` has returned.
     stream.consume(usize::MAX);
     backend.write(b"gh").unwrap();
     assert_eq!(stream.fill_buf().await.unwrap(), b"gh");
@@ -60,7 +60,7 @@ async fn fill_buf_shows_without_taking_and_mixes_with_reads() {
 }
 
 #[tokio::test]
-async fn consumed_bytes_return_to_the_bound() {
+async fn consumed_bytes_free_capacity() {
     let (mut stream, backend) = pair();
     for _ in 0..10 {
         fill(&backend);
@@ -75,7 +75,7 @@ async fn consumed_bytes_return_to_the_bound() {
 }
 
 #[tokio::test]
-async fn chunks_come_in_order_with_bytes_read_in_between() {
+async fn chunks_stay_in_order_when_mixed_with_reads() {
     let (stream, backend) = pair();
     let mut chunks = Chunks::new(stream);
     let sent = pattern(SMALL);
@@ -94,7 +94,7 @@ async fn chunks_come_in_order_with_bytes_read_in_between() {
 }
 
 #[tokio::test]
-async fn a_held_chunk_counts_against_the_bound_until_its_last_handle_is_dropped() {
+async fn held_chunk_uses_capacity_until_last_handle_is_dropped() {
     watchdog(async {
         let (stream, backend) = pair();
         let mut chunks = Chunks::new(stream);
@@ -109,7 +109,8 @@ async fn a_held_chunk_counts_against_the_bound_until_its_last_handle_is_dropped(
         assert!(is_would_block(&backend.write(&[1])));
         assert_pending!(tokio_test::task::spawn(chunks.next()).poll());
 
-        // krun's thread, asleep with nothing in the ring, is woken by a drop.
+        // The host has read everything, but the held chunks leave no room, so krun's thread sleeps.
+        // Dropping one of them wakes it.
         let krun = asleep(move || {
             backend.wait_until_writable();
             (backend.write(&[9; 10]).unwrap(), backend)
@@ -120,13 +121,13 @@ async fn a_held_chunk_counts_against_the_bound_until_its_last_handle_is_dropped(
         let (written, backend) = krun.join().unwrap();
         assert_eq!(written, 10);
         assert_eq!(chunks.next().await.unwrap().unwrap(), [9; 10][..]);
-        // They are still what they were, with their storage held and others' used again.
+        // The held chunks keep their bytes while the storage of dropped chunks is reused.
         drop(held.pop());
         let room = SMALL - 6 * SMALL / 8;
         assert_eq!(backend.write(&vec![7; room]).unwrap(), room);
         assert_eq!(held[..3].concat(), sent[..3 * SMALL / 8]);
 
-        // They outlive the stream.
+        // The held chunks outlive the stream.
         drop((chunks, backend));
         assert_eq!(held[0], sent[..SMALL / 8]);
     })
@@ -134,7 +135,7 @@ async fn a_held_chunk_counts_against_the_bound_until_its_last_handle_is_dropped(
 }
 
 #[tokio::test]
-async fn a_few_bytes_are_the_holders_own() {
+async fn small_chunk_is_copied_and_frees_capacity() {
     let (stream, backend) = pair();
     let mut chunks = Chunks::new(stream);
     backend.write(b"few").unwrap();
@@ -146,7 +147,7 @@ async fn a_few_bytes_are_the_holders_own() {
 }
 
 #[tokio::test]
-async fn sent_bytes_are_not_copied_and_are_dropped_when_taken() {
+async fn sent_bytes_are_not_copied_and_are_dropped_once_guest_took_them() {
     struct Tracked(Vec<u8>, std::sync::mpsc::Sender<()>);
     impl AsRef<[u8]> for Tracked {
         fn as_ref(&self) -> &[u8] {
@@ -160,13 +161,13 @@ async fn sent_bytes_are_not_copied_and_are_dropped_when_taken() {
     }
     let (stream, backend) = pair();
     let mut chunks = Chunks::new(stream);
-    let (say, dropped) = std::sync::mpsc::channel();
+    let (on_drop, dropped) = std::sync::mpsc::channel();
     let sent = pattern(10_000);
     chunks.get_mut().write_all(b"before ").await.unwrap();
-    let item = Bytes::from_owner(Tracked(sent.clone(), say));
+    let item = Bytes::from_owner(Tracked(sent.clone(), on_drop));
     chunks.send(item).await.unwrap();
     chunks.get_mut().write_all(b" after").await.unwrap();
-    assert!(dropped.try_recv().is_err(), "it was copied");
+    assert!(dropped.try_recv().is_err(), "the item was copied");
 
     let mut received = vec![0; SMALL];
     assert_eq!(backend.read(&mut received[..7 + 9_999]).unwrap(), 7 + 9_999);
@@ -178,7 +179,7 @@ async fn sent_bytes_are_not_copied_and_are_dropped_when_taken() {
 }
 
 #[tokio::test]
-async fn an_item_larger_than_the_ring_is_sent_in_pieces_within_the_bound() {
+async fn item_larger_than_ring_is_sent_in_pieces_within_capacity() {
     watchdog(async {
         let (stream, backend) = pair();
         let mut chunks = Chunks::new(stream);
@@ -204,9 +205,9 @@ async fn an_item_larger_than_the_ring_is_sent_in_pieces_within_the_bound() {
 }
 
 #[tokio::test]
-async fn many_items_of_any_size_keep_within_slots_and_bytes() {
+async fn items_of_many_sizes_stay_within_slots_and_capacity() {
     watchdog(async {
-        // Chunks of 4 KiB: items of 1 byte and of just over half a chunk use up slots fastest.
+        // Chunks are 4 KiB, so items of 1 byte and of just over half a chunk use up slots fastest.
         let (stream, port) = Options::new().capacity(SMALL).create().unwrap();
         let guest = Guest::boot(port);
         let mut agent = guest.open().unwrap();
@@ -232,7 +233,7 @@ async fn many_items_of_any_size_keep_within_slots_and_bytes() {
 }
 
 #[tokio::test]
-async fn closing_the_sink_flushes_and_shuts_down() {
+async fn closing_sink_flushes_and_shuts_down() {
     watchdog(async {
         let (stream, backend) = pair();
         let (read, write) = stream.into_split();
@@ -245,7 +246,7 @@ async fn closing_the_sink_flushes_and_shuts_down() {
         let error = sink.send(Bytes::from_static(b"x")).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
 
-        // The other half is read by chunks as well, borrowed.
+        // `Chunks` also works on a borrowed read half.
         let mut read = read;
         backend.write(b"answer").unwrap();
         assert_eq!(
@@ -256,9 +257,9 @@ async fn closing_the_sink_flushes_and_shuts_down() {
     .await;
 }
 
-/// A handle that a peek has left behind keeps memory, and nothing waits for it.
+/// The handle that a peek leaves behind keeps memory alive, but uses no capacity.
 #[tokio::test]
-async fn a_peek_counts_for_nothing_once_it_is_read() {
+async fn peeked_bytes_free_capacity_once_read() {
     watchdog(async {
         let (mut stream, backend) = pair();
         backend.write(b"x").unwrap();
@@ -266,7 +267,7 @@ async fn a_peek_counts_for_nothing_once_it_is_read() {
         assert_eq!(stream.read_u8().await.unwrap(), b'x');
         assert_eq!(backend.write(&[1; SMALL]).unwrap(), SMALL);
 
-        // The same with what reads it a half, and with a chunk that was peeked at.
+        // The same if a half reads the peeked bytes, or if `Chunks` returns them.
         assert_eq!(stream.fill_buf().await.unwrap(), [1; SMALL / 8]);
         let (mut read, _) = AgentStream::split(&mut stream);
         read.read_exact(&mut vec![0; SMALL]).await.unwrap();
@@ -282,20 +283,20 @@ async fn a_peek_counts_for_nothing_once_it_is_read() {
 }
 
 #[tokio::test]
-async fn a_few_bytes_that_were_peeked_at_are_copied_as_well() {
+async fn small_peeked_chunk_is_copied() {
     let (mut stream, backend) = pair();
     let mut held = Vec::new();
     for byte in 0..100 {
         backend.write(&[byte]).unwrap();
         assert_eq!(stream.fill_buf().await.unwrap(), [byte]);
         held.push(Chunks::new(&mut stream).next().await.unwrap().unwrap());
-        assert_eq!(stream.stats().tx.queued, 0, "it would keep a whole chunk");
+        assert_eq!(stream.stats().tx.queued, 0, "one byte keeps a whole chunk");
     }
     assert!(held.concat().into_iter().eq(0..100));
 }
 
 #[tokio::test]
-async fn consuming_wakes_a_guest_that_waits_for_room() {
+async fn consuming_wakes_guest_waiting_for_room() {
     watchdog(async {
         let (mut stream, backend) = pair();
         fill(&backend);
@@ -313,8 +314,9 @@ async fn consuming_wakes_a_guest_that_waits_for_room() {
     .await;
 }
 
+/// A slot for each would be far too many: the ring has 18.
 #[tokio::test]
-async fn small_items_share_a_slot_and_large_ones_keep_within_the_slots() {
+async fn small_items_share_slots() {
     let (stream, backend) = pair();
     let mut chunks = Chunks::new(stream);
     for item in 0..100u8 {
@@ -322,41 +324,35 @@ async fn small_items_share_a_slot_and_large_ones_keep_within_the_slots() {
             .await
             .unwrap();
     }
-    assert_eq!(chunks.get_ref().stats().rx.chunks_queued, 1);
     let mut received = [0; 300];
     assert_eq!(backend.read(&mut received).unwrap(), 300);
+}
 
-    // One byte and half a chunk in turn: two slots for each pair, so the slots come to their end
-    // before the bytes do. One more at the start, so that the last pair finds a slot too few.
-    let sent = pattern(2 * SMALL);
+/// One byte and then an item that is just not small, in turn: each pair would take two slots, and the slots would run
+/// out at half the capacity.
+#[tokio::test]
+async fn half_filled_chunks_do_not_reduce_the_capacity() {
+    const ITEM: usize = SMALL / 16;
+    let (stream, backend) = pair();
+    let mut chunks = Chunks::new(stream);
+    let sent = pattern(SMALL);
     let mut rest = Bytes::from(sent.clone());
-    let mut written = SMALL / 16;
-    chunks.send(rest.split_to(written)).await.unwrap();
-    loop {
-        let one = chunks.get_ref().try_write(&rest[..1]);
-        if is_would_block(&one) {
-            break;
-        }
-        let _ = rest.split_to(one.unwrap());
-        written += 1;
-        let mut send = tokio_test::task::spawn(chunks.send(rest.split_to(SMALL / 16)));
-        if send.poll().is_pending() {
-            drop(send);
-            break;
-        }
-        written += SMALL / 16;
+    while rest.len() > ITEM {
+        let one = rest.split_to(1);
+        assert_eq!(chunks.get_ref().try_write(&one).unwrap(), 1);
+        let item = rest.split_to(ITEM);
+        watchdog(chunks.send(item)).await.unwrap();
     }
-    let stats = chunks.get_ref().stats().rx;
-    assert!(stats.queued < SMALL as u64, "{stats:?}");
-    assert!(stats.chunks_queued >= 16, "{stats:?}");
+    assert_eq!(chunks.get_ref().try_write(&rest).unwrap(), rest.len());
+    assert!(is_would_block(&chunks.get_ref().try_write(&[0])));
+    assert_eq!(chunks.get_ref().stats().rx.queued, SMALL as u64);
     let mut received = vec![0; SMALL];
-    let read = backend.read(&mut received).unwrap();
-    assert!(read >= written);
-    assert!(received[..read] == sent[..read]);
+    assert_eq!(backend.read(&mut received).unwrap(), SMALL);
+    assert!(received == sent);
 }
 
 #[tokio::test]
-async fn a_foreign_drop_that_panics_does_not_reach_krun() {
+async fn panic_in_drop_of_sent_bytes_does_not_reach_krun() {
     struct Bomb;
     impl AsRef<[u8]> for Bomb {
         fn as_ref(&self) -> &[u8] {
@@ -365,7 +361,7 @@ async fn a_foreign_drop_that_panics_does_not_reach_krun() {
     }
     impl Drop for Bomb {
         fn drop(&mut self) {
-            panic!("the caller's code");
+            panic!("from the caller's code");
         }
     }
     let (stream, backend) = pair();
@@ -380,7 +376,7 @@ async fn a_foreign_drop_that_panics_does_not_reach_krun() {
 
 #[tokio::test]
 #[should_panic(expected = "before `poll_ready` was ready")]
-async fn start_send_out_of_turn_panics_and_drops_no_item_silently() {
+async fn start_send_without_poll_ready_panics_instead_of_dropping_item() {
     let (stream, _backend) = pair();
     let mut chunks = Chunks::new(stream);
     chunks
@@ -390,7 +386,7 @@ async fn start_send_out_of_turn_panics_and_drops_no_item_silently() {
 }
 
 #[tokio::test]
-async fn after_an_error_the_chunk_stream_ends() {
+async fn chunk_stream_ends_after_error() {
     let (stream, port) = Options::new().capacity(SMALL).create().unwrap();
     port.handle().quiesce();
     let backend = backend(port);

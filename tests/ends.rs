@@ -1,5 +1,4 @@
-//! One test for each row of the table of ends in `AgentStream`'s documentation, with the
-//! in-process guest.
+//! A test for each row of the table of ends in `AgentStream`'s documentation, with the in-process guest.
 
 mod common;
 
@@ -19,7 +18,7 @@ fn assert_broken_pipe<T: std::fmt::Debug>(result: io::Result<T>) {
 }
 
 #[tokio::test]
-async fn shutdown_delivers_and_closes_writing_without_hanging_up() {
+async fn shutdown_delivers_bytes_and_ends_writing_without_hanging_up() {
     watchdog(async {
         let (mut stream, port) = AgentStream::pair().unwrap();
         let guest = Guest::boot(port);
@@ -44,7 +43,7 @@ async fn shutdown_delivers_and_closes_writing_without_hanging_up() {
 }
 
 #[tokio::test]
-async fn hang_up_delivers_and_then_the_guest_reads_the_end() {
+async fn guest_reads_all_bytes_then_end_of_file_after_hang_up() {
     watchdog(async {
         let (mut stream, port) = AgentStream::pair().unwrap();
         let guest = Guest::boot(port);
@@ -60,7 +59,7 @@ async fn hang_up_delivers_and_then_the_guest_reads_the_end() {
         agent.read_to_end(&mut received).await.unwrap();
         assert!(received == sent);
 
-        // Reads go on; the guest's writes do not.
+        // The host can still read, but the guest can no longer write.
         let mut answer = [0; 6];
         stream.read_exact(&mut answer).await.unwrap();
         assert_eq!(&answer, b"before");
@@ -70,7 +69,7 @@ async fn hang_up_delivers_and_then_the_guest_reads_the_end() {
 }
 
 #[tokio::test]
-async fn dropping_the_stream_hangs_up_and_discards_what_the_guest_writes() {
+async fn dropping_stream_delivers_bytes_and_hangs_up() {
     watchdog(async {
         let (mut stream, port) = AgentStream::pair().unwrap();
         let handle = port.handle();
@@ -79,7 +78,7 @@ async fn dropping_the_stream_hangs_up_and_discards_what_the_guest_writes() {
         stream.write_all(b"goodbye").await.unwrap();
         drop(stream);
         let mut received = Vec::new();
-        // Linux' driver lets no more out after the hang-up; until then writes are discarded.
+        // After the hang-up, Linux' driver lets the guest write nothing more. Until then its writes are discarded.
         agent.read_to_end(&mut received).await.unwrap();
         assert_eq!(received, b"goodbye");
         assert_eq!(handle.stats().tx.discarded, 0);
@@ -88,7 +87,7 @@ async fn dropping_the_stream_hangs_up_and_discards_what_the_guest_writes() {
 }
 
 #[tokio::test]
-async fn dropping_without_hanging_up_discards_and_counts_and_tells_the_guest_nothing() {
+async fn dropping_stream_without_hang_up_discards_and_counts_guest_writes() {
     watchdog(async {
         let (mut stream, port) = Options::new()
             .capacity(SMALL)
@@ -101,7 +100,7 @@ async fn dropping_without_hanging_up_discards_and_counts_and_tells_the_guest_not
         stream.write_all(b"goodbye").await.unwrap();
         drop(stream);
 
-        // More than ring and virtqueue hold together.
+        // More than the ring and the virtqueue hold together.
         let written = many(4 << 20);
         agent.write_all(&vec![1; written]).await.unwrap();
         guest.drained().await;
@@ -113,7 +112,7 @@ async fn dropping_without_hanging_up_discards_and_counts_and_tells_the_guest_not
 }
 
 #[tokio::test]
-async fn when_the_guest_powers_off_the_host_reads_what_is_left_and_then_the_end() {
+async fn host_reads_all_bytes_then_end_of_file_after_guest_power_off() {
     watchdog(async {
         let (mut stream, port) = AgentStream::pair().unwrap();
         let guest = Guest::boot(port);
@@ -136,7 +135,7 @@ async fn when_the_guest_powers_off_the_host_reads_what_is_left_and_then_the_end(
 }
 
 #[tokio::test]
-async fn when_the_backend_is_dropped_waiting_reads_and_writes_end() {
+async fn dropping_backend_wakes_pending_reads_and_writes() {
     watchdog(async {
         let (stream, backend) = pair();
         let (mut read_half, mut write_half) = tokio::io::split(stream);
@@ -153,7 +152,7 @@ async fn when_the_backend_is_dropped_waiting_reads_and_writes_end() {
 }
 
 #[tokio::test]
-async fn when_the_port_is_dropped_unattached_the_stream_ends() {
+async fn dropping_unattached_port_ends_stream() {
     let (mut stream, port) = AgentStream::pair().unwrap();
     drop(port);
     assert_eq!(stream.read(&mut [0; 8]).await.unwrap(), 0);
@@ -161,19 +160,19 @@ async fn when_the_port_is_dropped_unattached_the_stream_ends() {
 }
 
 #[tokio::test]
-async fn dropping_the_guest_with_a_full_ring_leaves_no_thread_behind() {
+async fn dropping_guest_with_full_ring_stops_both_workers() {
     watchdog(async {
         let (mut stream, port) = Options::new().capacity(SMALL).create().unwrap();
         let guest = Guest::boot(port);
         let mut agent = guest.open().unwrap();
-        // A ringful, and one more that has to wait.
+        // The first write fills the ring, so the second has to wait.
         agent.write_all(&[1; SMALL]).await.unwrap();
         guest.drained().await;
         agent.write_all(&[2; SMALL]).await.unwrap();
         drop(agent);
         drop(guest);
-        // The end comes when both workers have let go of the backend. Whether the second was still
-        // handed over is a race, as when a VM's process is killed; the first was.
+        // End of file comes when both workers have dropped the backend. The first write always
+        // arrives. Whether the second does is a race, as when a VM's process is killed.
         let mut received = Vec::new();
         stream.read_to_end(&mut received).await.unwrap();
         assert!(received.starts_with(&[1; SMALL]));
@@ -182,7 +181,7 @@ async fn dropping_the_guest_with_a_full_ring_leaves_no_thread_behind() {
 }
 
 #[tokio::test]
-async fn the_exit_hook_holds_the_end_back_until_the_stream_is_dropped() {
+async fn exit_hook_waits_until_stream_is_dropped() {
     watchdog(async {
         let (mut stream, port) = AgentStream::pair().unwrap();
         let hook = port.exit_hook(Duration::MAX);
@@ -193,7 +192,7 @@ async fn the_exit_hook_holds_the_end_back_until_the_stream_is_dropped() {
             let backend = Arc::clone(&backend);
             move || {
                 hook(0);
-                // Nothing can be written to the host from here on.
+                // From here on writes to the host are discarded.
                 backend.write(b"ignored").unwrap()
             }
         });
@@ -201,7 +200,10 @@ async fn the_exit_hook_holds_the_end_back_until_the_stream_is_dropped() {
         stream.read_to_end(&mut received).await.unwrap();
         assert!(received == sent);
         assert_broken_pipe(stream.write(b"too late").await);
-        assert!(!krun.is_finished(), "the host has not finished with it");
+        assert!(
+            !krun.is_finished(),
+            "the hook returned while the stream was alive"
+        );
         drop(stream);
         assert_eq!(krun.join().unwrap(), 7);
     })
@@ -209,13 +211,13 @@ async fn the_exit_hook_holds_the_end_back_until_the_stream_is_dropped() {
 }
 
 #[tokio::test]
-async fn one_exit_hook_ends_several_streams_at_once() {
+async fn single_exit_hook_ends_several_streams() {
     watchdog(async {
         let (mut first, first_port) = AgentStream::pair().unwrap();
         let (mut second, second_port) = AgentStream::pair().unwrap();
         let hook = AgentPort::exit_hook_for([&first_port, &second_port], Duration::MAX);
         let krun = thread::spawn(move || hook(0));
-        // The second first, with the first one held.
+        // The second stream ends while the first is still alive.
         assert_eq!(second.read(&mut [0; 8]).await.unwrap(), 0);
         assert_eq!(first.read(&mut [0; 8]).await.unwrap(), 0);
         drop(first);
@@ -227,10 +229,10 @@ async fn one_exit_hook_ends_several_streams_at_once() {
 }
 
 #[tokio::test]
-async fn the_exit_hook_waits_no_longer_than_its_limit() {
+async fn exit_hook_waits_no_longer_than_its_limit() {
     let (stream, port) = AgentStream::pair().unwrap();
     port.exit_hook(Duration::from_millis(1))(0);
-    // It came back with the stream alive; dropped, it comes back at once however long the limit.
+    // The hook returned while the stream was alive. After the drop it returns at once, whatever its limit.
     drop(stream);
     port.exit_hook(Duration::MAX)(0);
 }

@@ -1,8 +1,8 @@
-//! What costs nothing: a thread that was not scheduled has used no CPU and made no system call.
+//! Idle streams and full rings cost nothing: no thread is scheduled, so none uses CPU or makes a system call.
 //!
-//! Linux counts each thread's switches (`/proc/self/task/*/status`). A thread that sleeps at the
-//! beginning and at the end of a stretch, with the same counts, has not run in between. These are
-//! exact counts; how long the stretch is decides only how much a defect would show.
+//! Linux counts each thread's context switches in `/proc/self/task/*/status`. A thread that sleeps at both ends of a
+//! stretch of time, with the same count, has not run in between. The counts are exact. A longer stretch only lets a
+//! defect show more often.
 
 #![cfg(target_os = "linux")]
 
@@ -18,10 +18,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_krun::Options;
 use tokio_krun::test_util::Guest;
 
-/// Long enough for a poll every few milliseconds, or a spin, to show many times over.
+/// Long enough that a poll every few milliseconds, or a spin, shows many times.
 const STRETCH: Duration = Duration::from_secs(2);
 
-/// Name, state and switches of each other thread of the process, by its number.
+/// The name, state and context switches of each other thread of the process, by thread ID.
 fn threads() -> BTreeMap<u32, (String, String, u64)> {
     let this = fs::read_link("/proc/thread-self").unwrap();
     let this: u32 = this.file_name().unwrap().to_str().unwrap().parse().unwrap();
@@ -29,7 +29,7 @@ fn threads() -> BTreeMap<u32, (String, String, u64)> {
     for entry in fs::read_dir("/proc/self/task").unwrap() {
         let entry = entry.unwrap();
         let id = entry.file_name().to_str().unwrap().parse().unwrap();
-        // A thread that ends meanwhile is none of ours: those live for the whole test.
+        // A thread that has just ended is not ours: ours live for the whole test.
         let Ok(status) = fs::read_to_string(entry.path().join("status")) else {
             continue;
         };
@@ -47,7 +47,7 @@ fn threads() -> BTreeMap<u32, (String, String, u64)> {
     threads
 }
 
-/// Waits until every other thread sleeps and stays asleep for a moment: the set-up has ended.
+/// Waits until every other thread has slept for 200 ms: the set-up is over.
 fn settle() -> BTreeMap<u32, (String, String, u64)> {
     loop {
         let before = threads();
@@ -59,9 +59,9 @@ fn settle() -> BTreeMap<u32, (String, String, u64)> {
     }
 }
 
-/// One test, as its cases must not see each other's threads.
+/// One test, because separate tests would see each other's threads.
 #[test]
-fn neither_an_idle_stream_nor_a_full_ring_ever_runs() {
+fn idle_stream_and_full_rings_run_no_thread() {
     let _deadline = common::deadline();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
@@ -69,7 +69,7 @@ fn neither_an_idle_stream_nor_a_full_ring_ever_runs() {
         .build()
         .unwrap();
 
-    // A host that waits for the guest, and a guest that has nothing to say.
+    // The host waits to read, and the guest writes nothing.
     let (mut idle, port) =
         runtime.block_on(async { Options::new().capacity(SMALL).create().unwrap() });
     let idle_guest = Guest::boot(port);
@@ -80,21 +80,20 @@ fn neither_an_idle_stream_nor_a_full_ring_ever_runs() {
     });
     runtime.spawn(async move { idle.read_u8().await });
 
-    // A host that does not read, and a guest that has more to write than the ring and its
-    // virtqueue hold: krun's TX thread waits for room.
-    let (_unread, port) =
+    // The host does not read, and the guest writes more than the ring and its virtqueue hold:
+    // krun's TX thread waits for room.
+    let (_tx_full, port) =
         runtime.block_on(async { Options::new().capacity(SMALL).create().unwrap() });
-    let full_guest = Guest::boot(port);
-    let mut full_agent = full_guest.open().unwrap();
-    runtime.spawn(async move { full_agent.write_all(&vec![1; 8 << 20]).await });
+    let tx_full_guest = Guest::boot(port);
+    let mut tx_full_agent = tx_full_guest.open().unwrap();
+    runtime.spawn(async move { tx_full_agent.write_all(&vec![1; 8 << 20]).await });
 
-    // A host with more to write than the ring and the guest's buffers hold, and a guest that does
-    // not read.
-    let (mut unheard, port) =
+    // The guest does not read, and the host writes more than the ring and the guest's buffers hold.
+    let (mut rx_full, port) =
         runtime.block_on(async { Options::new().capacity(SMALL).create().unwrap() });
-    let deaf_guest = Guest::boot(port);
-    let _deaf_agent = deaf_guest.open().unwrap();
-    runtime.spawn(async move { unheard.write_all(&vec![1; 8 << 20]).await });
+    let rx_full_guest = Guest::boot(port);
+    let _rx_full_agent = rx_full_guest.open().unwrap();
+    runtime.spawn(async move { rx_full.write_all(&vec![1; 8 << 20]).await });
 
     let before = settle();
     let count = |name: &str| before.values().filter(|(n, ..)| n == name).count();

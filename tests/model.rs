@@ -1,4 +1,4 @@
-//! Random operations on both ends, held against two plain queues.
+//! Random operations on both ends, compared with two plain queues.
 
 mod common;
 #[path = "common/script.rs"]
@@ -8,9 +8,10 @@ use common::SMALL;
 use proptest::prelude::*;
 use script::{SMALL_RING, Setup, Step, USUAL_CHUNK, USUAL_RING};
 
-/// Lengths about the edges: none, one, a chunk of 4 KiB, the whole small ring, and more; and a usual chunk.
+/// Lengths around the limits: zero, one, half a chunk of 4 KiB and a whole one, the small ring, and a usual chunk. Some
+/// exceed them, and some are in between.
 fn length() -> impl Strategy<Value = usize> {
-    // Miri has no ring with such chunks.
+    // Under Miri no ring has such chunks.
     let usual_chunk = if cfg!(miri) { SMALL } else { USUAL_CHUNK };
     prop_oneof![
         Just(0),
@@ -62,8 +63,8 @@ fn setup() -> impl Strategy<Value = Setup> {
     })
 }
 
-/// Ends come seldom, or most sequences would be over before they began.
-fn last_steps() -> impl Strategy<Value = Vec<Step>> {
+/// An end, and the steps after it. `step` has no ends, because with them most sequences would be over at once.
+fn end_and_later_steps() -> impl Strategy<Value = Vec<Step>> {
     let end = prop_oneof![
         Just(Step::GuestGoes),
         Just(Step::ShutDown),
@@ -82,7 +83,7 @@ fn last_steps() -> impl Strategy<Value = Vec<Step>> {
 proptest! {
     #![proptest_config(ProptestConfig {
         failure_persistence: None,
-        // `PROPTEST_CASES` sets another number.
+        // `PROPTEST_CASES` overrides this number.
         ..ProptestConfig::with_cases(if cfg!(miri) { 2 } else { 400 })
     })]
 
@@ -90,7 +91,7 @@ proptest! {
     fn both_ends_agree_with_two_plain_queues(
         setup in setup(),
         steps in prop::collection::vec(step(), 0..if cfg!(miri) { 20 } else { 120 }),
-        ends in prop::collection::vec(last_steps(), 0..4),
+        ends in prop::collection::vec(end_and_later_steps(), 0..4),
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_io()

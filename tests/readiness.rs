@@ -1,4 +1,4 @@
-//! Waiting for readiness, and reading and writing without waiting.
+//! Readiness, the `try_` methods, `guest_opened`, `drained` and `stats`.
 
 mod common;
 
@@ -15,7 +15,7 @@ use tokio_krun::{AgentStream, OwnedWriteHalf};
 use tokio_test::{assert_pending, assert_ready_ok};
 
 #[tokio::test]
-async fn readable_and_writable_say_what_is_true_at_once() {
+async fn readable_and_writable_reflect_current_state() {
     let (stream, backend) = pair();
     assert_ready_ok!(tokio_test::task::spawn(stream.writable()).poll());
     assert_pending!(tokio_test::task::spawn(stream.readable()).poll());
@@ -28,12 +28,12 @@ async fn readable_and_writable_say_what_is_true_at_once() {
 }
 
 #[tokio::test]
-async fn readable_does_not_take_what_it_found() {
+async fn readable_takes_no_bytes() {
     let (stream, backend) = pair();
     let sent = pattern(SMALL);
     backend.write(&sent[..100]).unwrap();
     stream.readable().await.unwrap();
-    // The chunk that is in the reader's hands by now is not appended to.
+    // The reader already holds the first chunk, so this write is not appended to it.
     backend.write(&sent[100..]).unwrap();
     let mut received = vec![0; SMALL];
     assert_eq!(stream.try_read(&mut received).unwrap(), SMALL);
@@ -41,7 +41,7 @@ async fn readable_does_not_take_what_it_found() {
 }
 
 #[tokio::test]
-async fn every_waiting_task_is_woken() {
+async fn every_task_waiting_for_readiness_is_woken() {
     watchdog(async {
         let (stream, backend) = pair();
         let stream = Arc::new(stream);
@@ -69,7 +69,7 @@ async fn every_waiting_task_is_woken() {
 }
 
 #[tokio::test]
-async fn tasks_that_wait_one_after_the_other_are_each_woken() {
+async fn tasks_competing_for_bytes_are_each_woken() {
     watchdog(async {
         let (stream, backend) = pair();
         let stream = Arc::new(stream);
@@ -110,7 +110,7 @@ async fn tasks_that_wait_one_after_the_other_are_each_woken() {
 }
 
 #[tokio::test]
-async fn ready_waits_for_either_and_tells_which() {
+async fn ready_waits_for_either_interest_and_reports_which() {
     watchdog(async {
         let (mut stream, backend) = pair();
         let both = Interest::READABLE | Interest::WRITABLE;
@@ -134,8 +134,10 @@ async fn ready_waits_for_either_and_tells_which() {
     .await;
 }
 
-/// Fills the ring, and waits in another task to write more.
-async fn wait_for_room(stream: AgentStream) -> (OwnedWriteHalf, JoinHandle<io::Result<Ready>>) {
+/// Fills the ring, and waits for room in another task.
+async fn fill_and_wait_for_room(
+    stream: AgentStream,
+) -> (OwnedWriteHalf, JoinHandle<io::Result<Ready>>) {
     let (read, mut write) = stream.into_split();
     write.write_all(&vec![1; SMALL]).await.unwrap();
     let waiting = tokio::spawn(async move { read.ready(Interest::WRITABLE).await });
@@ -145,10 +147,10 @@ async fn wait_for_room(stream: AgentStream) -> (OwnedWriteHalf, JoinHandle<io::R
 }
 
 #[tokio::test]
-async fn shutdown_makes_waiting_writers_ready() {
+async fn shutdown_wakes_task_waiting_for_room() {
     watchdog(async {
         let (stream, _backend) = pair();
-        let (mut write, waiting) = wait_for_room(stream).await;
+        let (mut write, waiting) = fill_and_wait_for_room(stream).await;
         write.shutdown().await.unwrap();
         assert!(waiting.await.unwrap().unwrap().is_write_closed());
         let error = write.try_write(b"x").unwrap_err();
@@ -158,11 +160,11 @@ async fn shutdown_makes_waiting_writers_ready() {
 }
 
 #[tokio::test]
-async fn hanging_up_and_dropping_the_write_half_make_waiting_writers_ready() {
+async fn hang_up_or_dropped_write_half_wakes_task_waiting_for_room() {
     watchdog(async {
         for hang_up in [true, false] {
             let (stream, _backend) = pair();
-            let (mut write, waiting) = wait_for_room(stream).await;
+            let (mut write, waiting) = fill_and_wait_for_room(stream).await;
             if hang_up {
                 write.hang_up();
             } else {
@@ -175,15 +177,15 @@ async fn hanging_up_and_dropping_the_write_half_make_waiting_writers_ready() {
 }
 
 #[tokio::test]
-async fn ready_for_neither_reading_nor_writing_is_an_error() {
+async fn ready_fails_without_read_or_write_interest() {
     let (stream, _backend) = pair();
     let error = stream.ready(Interest::ERROR).await.unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
 }
 
-/// Whatever the task waits for, it must give way now and then.
+/// A task that never has to wait must still yield now and then.
 #[tokio::test]
-async fn a_task_that_is_always_ready_gives_way_to_the_others() {
+async fn always_ready_task_yields_to_others() {
     watchdog(async {
         let (stream, backend) = pair();
         backend.write(b"x").unwrap();
@@ -204,7 +206,7 @@ async fn a_task_that_is_always_ready_gives_way_to_the_others() {
         let turns = turns.load(Ordering::Relaxed);
         assert!(
             turns >= many(10_000) / 128,
-            "{turns} turns beside 10,000 waits"
+            "{turns} turns during 10,000 waits"
         );
     })
     .await;
@@ -235,9 +237,10 @@ async fn try_methods_never_wait() {
     );
 }
 
-/// A vector could grow as long as the guest writes: what it has room for when it is given is what one call takes.
+/// One call takes only what the buffer has room for at the start. Otherwise a vector could grow for as long as the
+/// guest writes.
 #[tokio::test]
-async fn try_read_buf_takes_what_the_buffer_has_room_for() {
+async fn try_read_buf_takes_what_buffer_has_room_for() {
     let (stream, backend) = pair();
     backend.write(&pattern(SMALL)).unwrap();
     let mut buffer = Vec::with_capacity(1000);
@@ -246,20 +249,20 @@ async fn try_read_buf_takes_what_the_buffer_has_room_for() {
     assert_eq!((buffer.len(), buffer.capacity()), (room, room));
     assert!(buffer == pattern(SMALL)[..room]);
 
-    // One without room makes some, and takes no more than that.
+    // A full vector grows once, and takes no more than the new room.
     let read = stream.try_read_buf(&mut buffer).unwrap();
     assert!(read > 0 && read <= buffer.capacity() - room);
     assert!(buffer == pattern(SMALL)[..room + read]);
 
-    // And one that cannot takes nothing, as a read into an empty slice.
+    // A full slice cannot grow, so it takes nothing.
     assert_eq!(stream.try_read_buf(&mut &mut [0; 0][..]).unwrap(), 0);
     assert_eq!(stream.stats().tx.queued as usize, SMALL - room - read);
 }
 
-/// The same calls of tokio's own.
+/// Makes the same calls on tokio's `UnixStream`.
 #[cfg(unix)]
 #[tokio::test]
-async fn try_read_buf_reads_as_much_as_a_unix_streams() {
+async fn try_read_buf_reads_as_much_as_unix_stream() {
     let (stream, backend) = pair();
     let (socket, peer) = tokio::net::UnixStream::pair().unwrap();
     for length in [0, 1, 64, 1000, 5000] {
@@ -284,7 +287,7 @@ async fn try_read_buf_reads_as_much_as_a_unix_streams() {
 }
 
 #[tokio::test]
-async fn vectored_reads_and_writes_take_buffers_one_after_another() {
+async fn vectored_reads_and_writes_use_buffers_in_order() {
     let (stream, backend) = pair();
     let sent = pattern(10_000);
     let slices = [&sent[..1], &[], &sent[1..5000], &sent[5000..]].map(IoSlice::new);
@@ -303,7 +306,7 @@ async fn vectored_reads_and_writes_take_buffers_one_after_another() {
 }
 
 #[tokio::test]
-async fn a_vectored_write_stops_at_the_bound_in_the_middle_of_a_buffer() {
+async fn vectored_write_stops_at_capacity_inside_buffer() {
     let (mut stream, backend) = pair();
     assert!(stream.is_write_vectored());
     let sent = pattern(2 * SMALL);
@@ -315,17 +318,17 @@ async fn a_vectored_write_stops_at_the_bound_in_the_middle_of_a_buffer() {
 }
 
 #[tokio::test]
-async fn a_panicking_buffer_loses_nothing() {
+async fn panicking_buffer_loses_nothing() {
     struct Panics;
     #[expect(unsafe_code, reason = "the trait is unsafe")]
-    // SAFETY: it never hands out memory.
+    // SAFETY: it never hands out memory: `chunk_mut` panics.
     unsafe impl bytes::BufMut for Panics {
         fn remaining_mut(&self) -> usize {
             100
         }
         unsafe fn advance_mut(&mut self, _: usize) {}
         fn chunk_mut(&mut self) -> &mut bytes::buf::UninitSlice {
-            panic!("the caller's code")
+            panic!("from the caller's code")
         }
     }
     let (stream, backend) = pair();
@@ -340,7 +343,7 @@ async fn a_panicking_buffer_loses_nothing() {
 }
 
 #[tokio::test]
-async fn guest_opened_resolves_at_krun_s_first_call() {
+async fn guest_opened_resolves_at_first_call_from_krun() {
     watchdog(async {
         let (stream, port) = AgentStream::pair().unwrap();
         let guest = Guest::boot(port);
@@ -353,14 +356,14 @@ async fn guest_opened_resolves_at_krun_s_first_call() {
         opened.unwrap();
         assert!(stream.has_guest_opened());
         drop((agent, guest));
-        // It stays so.
+        // It stays resolved after the guest has gone.
         stream.guest_opened().await.unwrap();
     })
     .await;
 }
 
 #[tokio::test]
-async fn a_guest_that_goes_without_opening_is_an_error() {
+async fn guest_opened_fails_if_port_is_dropped_first() {
     watchdog(async {
         let (stream, port) = AgentStream::pair().unwrap();
         let (opened, ()) = tokio::join!(stream.guest_opened(), async { drop(port) });
@@ -371,7 +374,7 @@ async fn a_guest_that_goes_without_opening_is_an_error() {
 }
 
 #[tokio::test]
-async fn drained_waits_until_the_guest_has_taken_what_was_written_before() {
+async fn drained_waits_only_for_bytes_written_before() {
     watchdog(async {
         let (mut stream, backend) = pair();
         stream.drained().await.unwrap();
@@ -382,8 +385,8 @@ async fn drained_waits_until_the_guest_has_taken_what_was_written_before() {
             async move { stream.drained().await }
         });
         tokio::task::yield_now().await;
-        // What is written later does not count, and fills the ring so that room is no reason to
-        // wake anyone.
+        // Bytes written later do not count. They also fill the ring, so that no task is woken for
+        // room.
         assert_eq!(stream.try_write(&vec![2; SMALL]).unwrap(), SMALL - 1000);
         let later = tokio::spawn({
             let stream = Arc::clone(&stream);
@@ -402,9 +405,9 @@ async fn drained_waits_until_the_guest_has_taken_what_was_written_before() {
     .await;
 }
 
-/// Room is not what it waits for.
+/// `drained` does not wait for room, so room must not wake it.
 #[tokio::test]
-async fn drained_is_woken_once_however_the_guest_takes_the_bytes() {
+async fn drained_is_woken_once_even_if_guest_reads_in_pieces() {
     watchdog(async {
         let (mut stream, backend) = pair();
         stream.write_all(&[1; SMALL]).await.unwrap();
@@ -414,7 +417,7 @@ async fn drained_is_woken_once_however_the_guest_takes_the_bytes() {
             async move { stream.drained().await }
         });
         for _ in 0..SMALL / 512 {
-            // As often as it is woken it looks, and would ask for the next wake.
+            // If the task were woken, it would look again and ask for another wake.
             tokio::task::yield_now().await;
             assert!(!waiting.is_finished());
             assert_eq!(backend.read(&mut [0; 512]).unwrap(), 512);
@@ -426,7 +429,7 @@ async fn drained_is_woken_once_however_the_guest_takes_the_bytes() {
 }
 
 #[tokio::test]
-async fn drained_knows_what_was_taken_from_what_was_thrown_away() {
+async fn drained_tells_taken_bytes_from_discarded_bytes() {
     watchdog(async {
         for round in 0..many(300) {
             let (mut stream, backend) = pair();
@@ -448,7 +451,7 @@ async fn drained_knows_what_was_taken_from_what_was_thrown_away() {
 }
 
 #[tokio::test]
-async fn a_guest_that_opens_and_goes_at_once_has_opened() {
+async fn guest_opened_resolves_if_guest_goes_right_after_first_call() {
     watchdog(async {
         for _ in 0..many(300) {
             let (stream, backend) = pair();
@@ -464,7 +467,7 @@ async fn a_guest_that_opens_and_goes_at_once_has_opened() {
 }
 
 #[tokio::test]
-async fn drained_fails_when_the_guest_goes() {
+async fn drained_fails_when_guest_goes() {
     watchdog(async {
         let (mut stream, backend) = pair();
         stream.write_all(b"x").await.unwrap();
@@ -474,41 +477,41 @@ async fn drained_fails_when_the_guest_goes() {
     .await;
 }
 
-/// In turns, not in time: between the moment a quiet stream has something to read and the moment
-/// its task reads it, a flooded one on the same thread reads no more often than tokio lets any task.
+/// Counts reads, not time. When a byte arrives at the quiet stream, its task reads it before the flooded stream on the
+/// same thread makes more reads than tokio's scheduling allows.
 #[tokio::test]
-async fn a_flooded_stream_leaves_turns_for_a_quiet_one() {
+async fn flooded_stream_does_not_starve_quiet_stream() {
     watchdog(async {
-        // Each turn of a task is 128 operations at most, and tokio looks at its driver at least
-        // every 61 turns (`Builder::event_interval`). Twice, for the turn under way.
+        // A task's turn has at most 128 operations, and tokio polls its driver at least every 61
+        // turns (`Builder::event_interval`). Doubled, for what is already under way.
         const MOST: usize = 2 * 61 * 128;
-        let (mut flooded, flood) = pair();
-        let (mut quiet, port) = pair();
+        let (mut flooded, flooded_backend) = pair();
+        let (mut quiet, quiet_backend) = pair();
         let reads = Arc::new(AtomicUsize::new(0));
         let reader = tokio::spawn({
             let reads = Arc::clone(&reads);
             async move {
                 loop {
-                    // Never empty when it is read.
-                    fill(&flood);
+                    // Keeps the ring from being empty at any read.
+                    fill(&flooded_backend);
                     flooded.read_u8().await.unwrap();
                     reads.fetch_add(1, Ordering::Relaxed);
                 }
             }
         });
-        let (say, mut heard) = tokio::sync::mpsc::unbounded_channel();
+        let (sender, mut receiver) = tokio::sync::mpsc::unbounded_channel();
         tokio::spawn({
             let reads = Arc::clone(&reads);
             async move {
                 while quiet.read_u8().await.is_ok() {
-                    say.send(reads.load(Ordering::Relaxed)).unwrap();
+                    sender.send(reads.load(Ordering::Relaxed)).unwrap();
                 }
             }
         });
         for _ in 0..many(100) {
             let before = reads.load(Ordering::Relaxed);
-            port.write(b"?").unwrap();
-            let between = heard.recv().await.unwrap() - before;
+            quiet_backend.write(b"?").unwrap();
+            let between = receiver.recv().await.unwrap() - before;
             assert!(between <= MOST, "{between} reads of the flooded stream");
         }
         reader.abort();
@@ -517,7 +520,7 @@ async fn a_flooded_stream_leaves_turns_for_a_quiet_one() {
 }
 
 #[tokio::test]
-async fn stats_count_what_moved() {
+async fn stats_count_bytes_refusals_and_wakes() {
     let (mut stream, backend) = pair();
     let slot = SMALL / 8;
     fill(&backend);
@@ -525,16 +528,15 @@ async fn stats_count_what_moved() {
     let stats = stream.stats();
     assert_eq!(stats.tx.queued, SMALL as u64);
     assert_eq!(stats.tx.high_water, SMALL as u64);
-    assert_eq!(stats.tx.chunks_queued, 8);
-    assert_eq!((stats.tx.bytes, stats.tx.chunks), (0, 0));
-    // The fill's last try, and this test's.
+    assert_eq!(stats.tx.bytes, 0);
+    // One refused write in `fill`, and one here.
     assert_eq!(stats.tx.full, 2);
 
     stream.read_exact(&mut vec![0; slot + 1]).await.unwrap();
     let stats = stream.stats();
     assert_eq!(stats.tx.queued as usize, SMALL - slot - 1);
     assert_eq!(stats.tx.high_water, SMALL as u64);
-    assert_eq!((stats.tx.bytes as usize, stats.tx.chunks), (slot + 1, 2));
+    assert_eq!(stats.tx.bytes as usize, slot + 1);
 
     assert!(is_would_block(&backend.read(&mut [0; 8])));
     stream.write_all(b"one wake").await.unwrap();

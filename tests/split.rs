@@ -1,4 +1,4 @@
-//! The halves: borrowed, owned, put together again, and dropped.
+//! The halves: borrowed, owned, reunited, dropped and forgotten.
 
 mod common;
 
@@ -17,7 +17,7 @@ fn boot(options: &Options) -> (AgentStream, PortHandle, Guest) {
 }
 
 #[tokio::test]
-async fn borrowed_halves_work_at_the_same_time_and_end_nothing() {
+async fn borrowed_halves_work_concurrently_and_leave_stream_open() {
     watchdog(async {
         let (mut stream, _, guest) = boot(&Options::new().capacity(SMALL));
         let mut agent = guest.open().unwrap();
@@ -28,10 +28,10 @@ async fn borrowed_halves_work_at_the_same_time_and_end_nothing() {
         let sent = pattern(many(1 << 20));
         let mut received = vec![0; sent.len()];
         let (mut read, mut write) = stream.split();
-        let (wrote, was_read) =
+        let (write_result, read_result) =
             tokio::join!(write.write_all(&sent), read.read_exact(&mut received));
-        wrote.unwrap();
-        was_read.unwrap();
+        write_result.unwrap();
+        read_result.unwrap();
         assert!(received == sent);
 
         stream.write_all(b"still open").await.unwrap();
@@ -45,7 +45,7 @@ async fn borrowed_halves_work_at_the_same_time_and_end_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn owned_halves_work_in_two_tasks_and_are_reunited() {
+async fn owned_halves_work_in_two_tasks_and_reunite() {
     watchdog(async {
         let (stream, _, guest) = boot(&Options::new().capacity(SMALL));
         let mut agent = guest.open().unwrap();
@@ -80,7 +80,7 @@ async fn owned_halves_work_in_two_tasks_and_are_reunited() {
 }
 
 #[tokio::test]
-async fn halves_of_different_streams_are_given_back() {
+async fn reunite_returns_halves_of_different_streams() {
     let (first, _, _first_guest) = boot(&Options::new());
     let (second, _, _second_guest) = boot(&Options::new());
     let (first_read, first_write) = first.into_split();
@@ -88,13 +88,13 @@ async fn halves_of_different_streams_are_given_back() {
     let error = first_read.reunite(second_write).unwrap_err();
     assert!(error.to_string().contains("different streams"), "{error}");
     let ReuniteError(first_read, second_write) = error;
-    // Nothing has ended: both pairs are whole.
+    // Neither stream has ended, and both reunite.
     first_write.reunite(first_read).unwrap();
     second_write.reunite(second_read).unwrap();
 }
 
 #[tokio::test]
-async fn read_half_dropped_discards_guest_writes_and_goes_on_writing() {
+async fn read_half_dropped_discards_guest_writes_and_keeps_writing_open() {
     watchdog(async {
         let (stream, handle, guest) = boot(&Options::new().capacity(SMALL));
         let mut agent = guest.open().unwrap();
@@ -118,7 +118,7 @@ async fn read_half_dropped_discards_guest_writes_and_goes_on_writing() {
 }
 
 #[tokio::test]
-async fn write_half_dropped_shuts_down_and_does_not_hang_up() {
+async fn write_half_dropped_shuts_down_without_hanging_up() {
     watchdog(async {
         let (stream, _, guest) = boot(&Options::new());
         let mut agent = guest.open().unwrap();
@@ -138,7 +138,7 @@ async fn write_half_dropped_shuts_down_and_does_not_hang_up() {
 }
 
 #[tokio::test]
-async fn a_forgotten_half_ends_nothing() {
+async fn forgotten_half_ends_nothing() {
     watchdog(async {
         let (stream, handle, guest) = boot(&Options::new().capacity(SMALL));
         let mut agent = guest.open().unwrap();
@@ -148,7 +148,7 @@ async fn a_forgotten_half_ends_nothing() {
         guest.drained().await;
         assert_eq!(handle.stats().tx.discarded, 0);
         write.forget();
-        // Now the stream is dropped.
+        // No half is left, so the stream is dropped.
         assert_eq!(agent.read(&mut [0; 8]).await.unwrap(), 0);
         assert_eq!(handle.stats().tx.discarded, 4);
     })
@@ -156,7 +156,7 @@ async fn a_forgotten_half_ends_nothing() {
 }
 
 #[tokio::test]
-async fn a_write_half_hangs_up() {
+async fn write_half_hangs_up() {
     watchdog(async {
         let (stream, _, guest) = boot(&Options::new());
         let mut agent = guest.open().unwrap();

@@ -1,4 +1,4 @@
-//! The contract of `AsyncRead` and `AsyncWrite`, and what users expect of a tokio stream.
+//! The contracts of `AsyncRead` and `AsyncWrite`, and whatever else you expect of a tokio stream.
 
 mod common;
 
@@ -21,7 +21,7 @@ use tokio_krun::{
 use tokio_test::{assert_pending, assert_ready, assert_ready_ok};
 use tokio_util::codec::{Framed, LengthDelimitedCodec};
 
-/// Auto traits are part of the API: each public type has them all.
+/// Auto traits are part of the API: every public type is `Send`, `Sync` and `Unpin`.
 const _: () = {
     const fn assert_auto<T: Send + Sync + Unpin>() {}
     const fn assert_auto_and_static<T: Send + Sync + Unpin + 'static>() {}
@@ -30,7 +30,7 @@ const _: () = {
     assert_auto_and_static::<OwnedReadHalf>();
     assert_auto_and_static::<OwnedWriteHalf>();
     assert_auto_and_static::<ReuniteError>();
-    // ttrpc's server wants it of its connections, in the guest as well.
+    // ttrpc's server requires these of its connections, in the guest too.
     #[cfg(target_os = "linux")]
     assert_auto_and_static::<tokio_krun::agent::VirtioPort>();
     assert_unwind_safe::<AgentStream>();
@@ -51,7 +51,7 @@ const _: () = {
     assert_auto_and_static::<GuestPort>();
 };
 
-/// So are those of what its methods return: they are awaited in spawned tasks.
+/// You can await each method in a spawned task.
 #[tokio::test]
 async fn futures_are_send() {
     fn assert_send<T: Send>(_: T) {}
@@ -65,7 +65,7 @@ async fn futures_are_send() {
     assert_send(Chunks::new(stream).next());
 }
 
-async fn both_ways_at_once(options: Options) {
+async fn transfer_both_ways_at_once(options: Options) {
     const LENGTH: usize = if cfg!(miri) { 4 * SMALL } else { 8 << 20 };
     let (stream, port) = options.create().unwrap();
     let guest = Guest::boot(port);
@@ -94,26 +94,26 @@ async fn both_ways_at_once(options: Options) {
 }
 
 #[tokio::test]
-async fn carries_both_ways_at_once_on_the_current_thread() {
-    watchdog(both_ways_at_once(Options::new().capacity(SMALL))).await;
+async fn carries_both_ways_at_once_on_current_thread() {
+    watchdog(transfer_both_ways_at_once(Options::new().capacity(SMALL))).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn carries_both_ways_at_once_on_several_threads() {
-    watchdog(both_ways_at_once(Options::new().capacity(SMALL))).await;
+    watchdog(transfer_both_ways_at_once(Options::new().capacity(SMALL))).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn carries_both_ways_at_once_with_busy_poll() {
     let options = Options::new().capacity(SMALL);
-    watchdog(both_ways_at_once(
+    watchdog(transfer_both_ways_at_once(
         options.busy_poll(Duration::from_micros(20)),
     ))
     .await;
 }
 
 #[tokio::test]
-async fn frames_of_all_sizes_come_back_whole() {
+async fn frames_of_many_sizes_are_echoed_intact() {
     watchdog(async {
         let (stream, port) = AgentStream::pair().unwrap();
         let guest = Guest::boot(port);
@@ -142,7 +142,7 @@ async fn frames_of_all_sizes_come_back_whole() {
 }
 
 #[tokio::test]
-async fn one_read_takes_all_there_is_across_chunks() {
+async fn single_read_returns_all_queued_chunks() {
     let (mut stream, backend) = pair();
     let sent = pattern(SMALL - 5);
     for part in sent.chunks(1000) {
@@ -155,7 +155,7 @@ async fn one_read_takes_all_there_is_across_chunks() {
 }
 
 #[tokio::test]
-async fn a_short_buffer_leaves_the_rest_for_the_next_read() {
+async fn short_read_leaves_rest_for_next_read() {
     let (mut stream, backend) = pair();
     let sent = pattern(10_000);
     backend.write(&sent).unwrap();
@@ -170,7 +170,7 @@ async fn a_short_buffer_leaves_the_rest_for_the_next_read() {
 }
 
 #[tokio::test]
-async fn a_read_into_no_buffer_is_ready_and_is_not_the_end() {
+async fn read_into_empty_buffer_completes_without_end_of_file() {
     let (mut stream, backend) = pair();
     assert_eq!(stream.read(&mut []).await.unwrap(), 0);
     backend.write(b"x").unwrap();
@@ -179,7 +179,7 @@ async fn a_read_into_no_buffer_is_ready_and_is_not_the_end() {
 }
 
 #[tokio::test]
-async fn a_write_of_nothing_is_ready_and_loses_nothing() {
+async fn empty_write_completes_and_loses_nothing() {
     let (mut stream, backend) = pair();
     stream.write_all(b"be").await.unwrap();
     assert_eq!(stream.write(&[]).await.unwrap(), 0);
@@ -190,7 +190,7 @@ async fn a_write_of_nothing_is_ready_and_loses_nothing() {
 }
 
 #[tokio::test]
-async fn a_waiting_read_is_woken_by_the_guests_write() {
+async fn guest_write_wakes_pending_read() {
     watchdog(async {
         let (mut stream, backend) = pair();
         let mut read = tokio_test::task::spawn(stream.read_u8());
@@ -208,7 +208,7 @@ async fn a_waiting_read_is_woken_by_the_guests_write() {
 }
 
 #[tokio::test]
-async fn a_waiting_write_is_woken_when_the_guest_has_taken_half() {
+async fn pending_write_is_woken_once_guest_took_half() {
     watchdog(async {
         let (mut stream, backend) = pair();
         stream.write_all(&vec![1; SMALL]).await.unwrap();
@@ -220,7 +220,7 @@ async fn a_waiting_write_is_woken_when_the_guest_has_taken_half() {
         for _ in 0..100 {
             tokio::task::yield_now().await;
         }
-        assert!(!write.is_woken(), "woken for less than half");
+        assert!(!write.is_woken(), "woken before the guest took half");
         assert_eq!(backend.read(&mut buffer[..1]).unwrap(), 1);
         while !write.is_woken() {
             tokio::task::yield_now().await;
@@ -231,7 +231,7 @@ async fn a_waiting_write_is_woken_when_the_guest_has_taken_half() {
 }
 
 #[tokio::test]
-async fn a_write_takes_what_there_is_room_for() {
+async fn write_takes_only_what_fits() {
     let (mut stream, backend) = pair();
     stream.write_all(&vec![1; SMALL - 10]).await.unwrap();
     assert_eq!(stream.write(&[2; 100]).await.unwrap(), 10);
@@ -241,11 +241,10 @@ async fn a_write_takes_what_there_is_room_for() {
     assert_eq!(received[SMALL - 10..], [2; 10]);
 }
 
-/// If each took a slot, the slots would come to their end long before the bytes: a million descriptors
-/// of 16 bytes are 250 chunks.
+/// If each write took a slot, the slots would run out long before the bytes: the ring has slots for about 500 chunks.
 #[tokio::test]
-#[cfg_attr(miri, ignore = "a million is too much for Miri")]
-async fn a_million_small_writes_fill_the_bytes_and_not_the_slots() {
+#[cfg_attr(miri, ignore = "Miri takes too long for a million writes")]
+async fn million_small_writes_fill_capacity_before_slots() {
     const WRITES: usize = 1_000_000;
     let (mut stream, port) = Options::new().capacity(16 * WRITES).create().unwrap();
     let backend = backend(port);
@@ -254,8 +253,7 @@ async fn a_million_small_writes_fill_the_bytes_and_not_the_slots() {
     }
     let full = backend.write(&[8]).unwrap_err();
     assert_eq!(full.kind(), io::ErrorKind::WouldBlock);
-    let chunks = stream.stats().tx.chunks_queued;
-    assert_eq!(chunks, (16 * WRITES).div_ceil(64 * 1024));
+    assert_eq!(stream.stats().tx.queued, 16 * WRITES as u64);
     let mut received = vec![0; 16 * WRITES];
     stream.read_exact(&mut received).await.unwrap();
     assert!(received.iter().all(|byte| *byte == 7));
@@ -263,7 +261,7 @@ async fn a_million_small_writes_fill_the_bytes_and_not_the_slots() {
 
 #[tokio::test]
 async fn small_writes_share_chunks() {
-    // 8 slots: if each write took one, the ninth would wait for ever.
+    // The ring has 18 slots. If each write took one, the 19th write would wait forever.
     let (mut stream, backend) = pair();
     for byte in 0..=255 {
         assert_eq!(watchdog(stream.write(&[byte])).await.unwrap(), 1);
@@ -277,7 +275,7 @@ async fn small_writes_share_chunks() {
 }
 
 #[tokio::test]
-async fn a_cancelled_read_or_write_has_moved_nothing() {
+async fn cancelled_read_or_write_moves_nothing() {
     watchdog(async {
         let (mut stream, backend) = pair();
         {
@@ -301,7 +299,7 @@ async fn a_cancelled_read_or_write_has_moved_nothing() {
 }
 
 #[tokio::test]
-async fn flush_and_shutdown_are_ready_at_once() {
+async fn flush_and_shutdown_complete_immediately() {
     let (mut stream, backend) = pair();
     stream.write_all(b"sent").await.unwrap();
     assert_ready_ok!(tokio_test::task::spawn(stream.flush()).poll());
@@ -311,9 +309,9 @@ async fn flush_and_shutdown_are_ready_at_once() {
     assert_eq!(backend.read(&mut received).unwrap(), 4);
 }
 
-/// With a guest that always has more, a task that reads for ever must give way now and then.
+/// The guest always has more to read. A task that reads in a loop must still yield now and then.
 #[tokio::test]
-async fn a_flooded_task_gives_way_to_the_others() {
+async fn flooded_task_yields_to_others() {
     watchdog(async {
         let (mut flooded, backend) = pair();
         let stop = Arc::new(AtomicBool::new(false));
@@ -322,7 +320,7 @@ async fn a_flooded_task_gives_way_to_the_others() {
             let (stop, reads) = (Arc::clone(&stop), Arc::clone(&reads));
             async move {
                 while !stop.load(Ordering::Relaxed) {
-                    // The ring is never empty when this task looks.
+                    // Keeps the ring from being empty at any read.
                     fill(&backend);
                     flooded.read_u8().await.unwrap();
                     reads.fetch_add(1, Ordering::Relaxed);
@@ -336,17 +334,17 @@ async fn a_flooded_task_gives_way_to_the_others() {
         }
         stop.store(true, Ordering::Relaxed);
         reader.await.unwrap();
-        // Tokio's budget is 128 operations a turn.
+        // Tokio's budget for one turn of a task is 128 operations.
         assert!(
             turns >= many(10_000) / 128,
-            "{turns} turns beside 10,000 reads"
+            "{turns} turns during 10,000 reads"
         );
     })
     .await;
 }
 
 #[tokio::test]
-async fn options_are_validated() {
+async fn capacity_outside_limits_is_rejected() {
     let error = |options: Options| options.create().map(drop).unwrap_err();
     for capacity in [0, 1, SMALL - 1, (1 << 30) + 1, usize::MAX] {
         let error = error(Options::new().capacity(capacity));
@@ -362,7 +360,7 @@ async fn options_are_validated() {
 
 #[tokio::test]
 async fn each_valid_size_holds_its_capacity() {
-    // With chunks of an eighth, of a bit more, and of the usual size.
+    // The last has chunks of the usual 64 KiB. Those of the others are an eighth of the capacity, rounded up.
     for capacity in [SMALL, SMALL + 1, 100_003, 530_003] {
         let (mut stream, port) = Options::new().capacity(capacity).create().unwrap();
         let backend = backend(port);
@@ -383,14 +381,14 @@ async fn each_valid_size_holds_its_capacity() {
 }
 
 #[test]
-fn outside_a_runtime_there_is_a_clear_error() {
+fn pair_outside_runtime_fails_with_clear_error() {
     let error = AgentStream::pair().map(drop).unwrap_err();
     assert!(matches!(error, Error::NoRuntime));
     assert!(error.to_string().contains("runtime"), "{error}");
 }
 
 #[test]
-fn a_stream_is_created_on_a_runtime_from_outside() {
+fn create_on_works_outside_runtime() {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .build()
@@ -405,7 +403,7 @@ fn a_stream_is_created_on_a_runtime_from_outside() {
 }
 
 #[test]
-fn a_stream_that_outlives_its_runtime_fails_and_does_not_hang() {
+fn waiting_after_runtime_shut_down_fails_instead_of_hanging() {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .build()
@@ -414,14 +412,14 @@ fn a_stream_that_outlives_its_runtime_fails_and_does_not_hang() {
     let backend = backend(port);
     backend.write(b"x").unwrap();
     drop(runtime);
-    // What is in the ring needs no runtime; waiting does.
+    // Reading what is in the ring needs no runtime; waiting does.
     let read = futures::executor::block_on(stream.read_u8());
     assert_eq!(read.unwrap(), b'x');
     assert!(futures::executor::block_on(stream.read_u8()).is_err());
 }
 
 #[tokio::test]
-async fn dropping_the_stream_in_a_waiting_task_frees_it() {
+async fn aborting_task_that_waits_in_read_drops_stream() {
     let (mut stream, backend) = pair();
     let task = tokio::spawn(async move {
         let _ = stream.read_u8().await;
@@ -430,16 +428,16 @@ async fn dropping_the_stream_in_a_waiting_task_frees_it() {
     tokio::task::yield_now().await;
     task.abort();
     assert!(task.await.unwrap_err().is_cancelled());
-    // The host has gone, and says so.
+    // The guest reads end of file.
     assert_eq!(backend.read(&mut [0; 8]).unwrap(), 0);
 }
 
-/// Miri cannot look into `/proc`; it sees what krun polls.
+/// Only the descriptor that krun polls. `descriptors` looks at all of them, in `/proc`.
 #[cfg(unix)] // there are no descriptors on Windows
 #[tokio::test]
-#[cfg_attr(miri, ignore = "Miri does not know all of fcntl")]
-#[expect(unsafe_code, reason = "krun's trait has a raw descriptor")]
-async fn kruns_descriptor_is_close_on_exec_and_does_not_block() {
+#[cfg_attr(miri, ignore = "Miri does not support all of fcntl")]
+#[expect(unsafe_code, reason = "krun's trait returns a raw descriptor")]
+async fn krun_descriptor_is_close_on_exec_and_nonblocking() {
     use std::os::fd::{AsFd, BorrowedFd};
 
     let (_stream, backend) = pair();
@@ -451,8 +449,8 @@ async fn kruns_descriptor_is_close_on_exec_and_does_not_block() {
     assert!(mode.contains(rustix::fs::OFlags::NONBLOCK));
 }
 
-/// Each test here is a process of its own, as others open and close descriptors meanwhile.
-#[cfg(all(target_os = "linux", not(miri)))] // they are found in /proc, and Miri starts no process
+/// Each test runs alone in a process, because other tests open and close descriptors.
+#[cfg(all(target_os = "linux", not(miri)))] // needs /proc, and Miri cannot start a process
 mod descriptors {
     use std::collections::BTreeMap;
     use std::fs;
@@ -460,42 +458,43 @@ mod descriptors {
 
     use super::{common, pair};
 
-    const EACH: usize = if cfg!(tokio_krun_pipe) { 6 } else { 3 };
+    /// Descriptors of a stream and krun's end of it.
+    const PER_STREAM: usize = if cfg!(tokio_krun_pipe) { 6 } else { 3 };
 
-    /// What is open, by number; but for the directory that is read for it.
-    fn open() -> BTreeMap<u32, String> {
+    /// The targets of all open descriptors, by number. Leaves out the one that reads this directory.
+    fn open_descriptors() -> BTreeMap<u32, String> {
         let entries = fs::read_dir("/proc/self/fd").unwrap();
-        let open = entries.filter_map(|entry| {
+        let descriptors = entries.filter_map(|entry| {
             let path = entry.unwrap().path();
             let target = fs::read_link(&path).ok()?.to_str().unwrap().to_owned();
             let number = path.file_name().unwrap().to_str().unwrap().parse();
             Some((number.unwrap(), target)).filter(|(_, target)| !target.starts_with("/proc/"))
         });
-        open.collect()
+        descriptors.collect()
     }
 
     #[tokio::test]
-    async fn an_idle_stream_has_three_and_returns_them() {
-        if !common::is_alone("descriptors::an_idle_stream_has_three_and_returns_them") {
+    async fn dropping_stream_closes_all_three() {
+        if !common::is_alone("descriptors::dropping_stream_closes_all_three") {
             return;
         }
-        let before = open();
+        let before = open_descriptors();
         let both = pair();
-        assert_eq!(open().len() - before.len(), EACH);
+        assert_eq!(open_descriptors().len() - before.len(), PER_STREAM);
         drop(both);
-        assert_eq!(open(), before);
+        assert_eq!(open_descriptors(), before);
     }
 
     #[tokio::test]
-    async fn each_is_closed_in_a_child_process() {
-        if !common::is_alone("descriptors::each_is_closed_in_a_child_process") {
+    async fn child_process_inherits_none() {
+        if !common::is_alone("descriptors::child_process_inherits_none") {
             return;
         }
-        let before = open();
+        let before = open_descriptors();
         let (_stream, _backend) = pair();
-        let mut own = open();
+        let mut own = open_descriptors();
         own.retain(|number, _| !before.contains_key(number));
-        assert_eq!(own.len(), EACH);
+        assert_eq!(own.len(), PER_STREAM);
         for number in own.keys() {
             let info = fs::read_to_string(format!("/proc/self/fdinfo/{number}")).unwrap();
             let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
@@ -505,7 +504,7 @@ mod descriptors {
             assert!(flags.contains(expected), "{number}: {flags:?}");
         }
 
-        // A number says nothing there, as the child opens files itself; what it stands for does.
+        // Compares targets, not numbers: the child opens files too, and may reuse the numbers.
         let in_child = || {
             let list = Command::new("ls").args(["-l", "/proc/self/fd"]).output();
             let list = String::from_utf8(list.unwrap().stdout).unwrap();
@@ -514,23 +513,23 @@ mod descriptors {
             own.values().filter(|target| has(target)).count()
         };
         assert_eq!(in_child(), 0);
-        // It would be seen there: one that is not to be closed.
-        let inherited = rustix::io::dup(kept_open(&own)).unwrap();
+        // The check works: a duplicate without close-on-exec does appear in the child.
+        let inherited = rustix::io::dup(first_descriptor(&own)).unwrap();
         assert!(in_child() > 0);
         drop(inherited);
         assert_eq!(in_child(), 0);
     }
 
     #[expect(unsafe_code, reason = "only the number is known")]
-    fn kept_open(own: &BTreeMap<u32, String>) -> std::os::fd::BorrowedFd<'_> {
+    fn first_descriptor(own: &BTreeMap<u32, String>) -> std::os::fd::BorrowedFd<'_> {
         let number = *own.keys().next().unwrap();
-        // SAFETY: it is the stream's, which outlives the borrow.
+        // SAFETY: the descriptor is the stream's, which outlives the borrow.
         unsafe { std::os::fd::BorrowedFd::borrow_raw(number as i32) }
     }
 }
 
 #[tokio::test]
-async fn debug_shows_the_state_and_no_payload() {
+async fn debug_shows_state_without_payload() {
     let (mut stream, backend) = pair();
     stream.write_all(b"secret").await.unwrap();
     backend.write(b"secret").unwrap();

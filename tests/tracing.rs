@@ -1,4 +1,4 @@
-//! The feature `tracing`: a stream's life, and none of its payload.
+//! The feature `tracing` logs a stream's lifecycle, and never its payload.
 
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex};
@@ -30,9 +30,9 @@ impl<'a> MakeWriter<'a> for Log {
 }
 
 #[tokio::test]
-async fn a_streams_life_is_told_and_its_payload_is_not() {
+async fn events_report_lifecycle_without_payload() {
     let log = Log::default();
-    // For all threads: krun's say some of it.
+    // Global, because krun's threads log some of the events.
     tracing_subscriber::fmt()
         .with_max_level(tracing_subscriber::filter::LevelFilter::TRACE)
         .with_writer(log.clone())
@@ -52,7 +52,7 @@ async fn a_streams_life_is_told_and_its_payload_is_not() {
     guest.power_off().await;
 
     let text = || String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
-    // Where krun's end is a task, it has the last word.
+    // Where krun's end is a task, that task logs the last event, perhaps only now.
     while !text().contains("the guest has gone") {
         tokio::task::yield_now().await;
     }
@@ -67,7 +67,10 @@ async fn a_streams_life_is_told_and_its_payload_is_not() {
         "the guest has gone",
     ] {
         let at = rest.find(event);
-        assert!(at.is_some(), "no {event:?} in its place in\n{log}");
+        assert!(
+            at.is_some(),
+            "{event:?} is missing or out of order in\n{log}"
+        );
         rest = &rest[at.unwrap()..];
     }
     assert!(log.contains("tokio_krun"), "{log}");

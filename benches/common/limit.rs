@@ -1,4 +1,4 @@
-//! What no transport can beat: the same copies, and the same wakes, with nothing around them.
+//! The machine's limits: bare copies and bare wakes, which no transport can beat.
 
 use std::os::fd::AsFd;
 use std::thread;
@@ -11,8 +11,10 @@ use tokio::io::unix::AsyncFd;
 use super::meter::{Rate, Span, Trips};
 use super::place::{Cores, Flavor};
 
-/// Bytes a second through one byte ring of `capacity`, copied in by pieces of `write` and out by
-/// pieces of `read`: by one thread that fills and empties the ring, or by two that spin.
+/// Bytes per second through a bare ring of `capacity` bytes.
+///
+/// Bytes go in in pieces of `write` and out in pieces of `read`. On one core, one thread fills and
+/// empties the ring. On two cores, two threads spin.
 pub(crate) fn two_copies(
     write: usize,
     read: usize,
@@ -38,8 +40,8 @@ pub(crate) fn two_copies(
             }
         })
         .join(),
-        Cores::Apart => {
-            let copies_in = thread::spawn(move || {
+        Cores::Two => {
+            let fill = thread::spawn(move || {
                 cores.pin_vmm();
                 while !producer.is_abandoned() {
                     if !copy_in(&mut producer, &source) {
@@ -47,7 +49,7 @@ pub(crate) fn two_copies(
                     }
                 }
             });
-            let copies_out = thread::spawn(move || {
+            let drain = thread::spawn(move || {
                 cores.pin_host();
                 let mut rate = Rate::new(slice);
                 loop {
@@ -59,16 +61,16 @@ pub(crate) fn two_copies(
                     }
                 }
             });
-            let rate = copies_out.join();
-            copies_in.join().expect("no panic");
+            let rate = drain.join();
+            fill.join().expect("a thread panicked");
             rate
         }
     }
-    .expect("no panic")
+    .expect("a thread panicked")
 }
 
-/// All of `source`, if there is room.
-#[expect(unsafe_code, reason = "rtrb's way to write without zeroing first")]
+/// Copies all of `source` into the ring, or returns `false` if it does not fit.
+#[expect(unsafe_code, reason = "rtrb writes without zeroing only this way")]
 fn copy_in(producer: &mut Producer<u8>, source: &[u8]) -> bool {
     let Ok(mut chunk) = producer.write_chunk_uninit(source.len()) else {
         return false;
@@ -77,12 +79,12 @@ fn copy_in(producer: &mut Producer<u8>, source: &[u8]) -> bool {
     let (head, tail) = source.split_at(first.len());
     head.copy_to_uninit(first);
     tail.copy_to_uninit(second);
-    // SAFETY: both slices, which are as long as `source` together, were written to the end.
+    // SAFETY: the two slices together are as long as `source`, and both were written to the end.
     unsafe { chunk.commit_all() };
     true
 }
 
-/// As much as there is.
+/// Copies out as much as the ring holds and `target` takes. Returns how much.
 fn copy_out(consumer: &mut Consumer<u8>, target: &mut [u8]) -> usize {
     let count = consumer.slots().min(target.len());
     let Ok(chunk) = consumer.read_chunk(count) else {
@@ -96,24 +98,26 @@ fn copy_out(consumer: &mut Consumer<u8>, target: &mut [u8]) -> usize {
     count
 }
 
-/// The time of each round trip between a tokio task that waits for an eventfd in `AsyncFd` and a
-/// thread that waits for one in `poll(2)`, as krun's does.
+/// Times round trips between a tokio task and a thread that wake each other.
+///
+/// The task waits for an eventfd in `AsyncFd`. The thread waits for another in `poll(2)`, as krun's
+/// does.
 pub(crate) fn eventfds(cores: Cores, flavor: Flavor, slice: Duration) -> Vec<Duration> {
     let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
     let runtime = flavor.build(cores);
     let work = async move {
-        let to_vmm = eventfd(0, flags).expect("an eventfd");
-        let to_host = eventfd(0, flags).expect("an eventfd");
-        #[allow(deprecated, reason = "what programs call today")]
-        let from_vmm =
-            AsyncFd::new(to_host.try_clone().expect("a descriptor")).expect("a registration");
-        let vmm_end = to_vmm.try_clone().expect("a descriptor");
+        let to_vmm = eventfd(0, flags).expect("cannot create an eventfd");
+        let to_host = eventfd(0, flags).expect("cannot create an eventfd");
+        #[allow(deprecated, reason = "programs call it today")]
+        let from_vmm = AsyncFd::new(to_host.try_clone().expect("cannot duplicate the eventfd"))
+            .expect("cannot register the eventfd");
+        let vmm_end = to_vmm.try_clone().expect("cannot duplicate the eventfd");
         let vmm = thread::spawn(move || {
             cores.pin_vmm();
             let mut token = [0; 8];
             loop {
-                poll(&mut [PollFd::new(&vmm_end, PollFlags::IN)], None).expect("a wait");
-                rustix::io::read(&vmm_end, &mut token).expect("a token");
+                poll(&mut [PollFd::new(&vmm_end, PollFlags::IN)], None).expect("cannot wait");
+                rustix::io::read(&vmm_end, &mut token).expect("cannot read the eventfd");
                 if u64::from_ne_bytes(token) > 1 {
                     return;
                 }
@@ -123,23 +127,27 @@ pub(crate) fn eventfds(cores: Cores, flavor: Flavor, slice: Duration) -> Vec<Dur
         let mut trips = Trips::new(Span::Time(slice));
         while let Some(sent) = trips.next() {
             signal(&to_vmm, 1);
-            from_vmm.readable().await.expect("a wait").clear_ready();
+            from_vmm
+                .readable()
+                .await
+                .expect("cannot wait")
+                .clear_ready();
             trips.add(sent);
         }
         signal(&to_vmm, 2);
-        vmm.join().expect("no panic");
+        vmm.join().expect("a thread panicked");
         trips.times()
     };
     runtime
         .block_on(async { tokio::spawn(work).await })
-        .expect("no panic")
+        .expect("a thread panicked")
 }
 
 fn signal(eventfd: impl AsFd, count: u64) {
-    rustix::io::write(eventfd, &count.to_ne_bytes()).expect("a signal");
+    rustix::io::write(eventfd, &count.to_ne_bytes()).expect("cannot write the eventfd");
 }
 
-/// The time of each round trip between two threads that park: a futex each way.
+/// Times round trips between two threads that park, so each direction takes one futex.
 pub(crate) fn futexes(cores: Cores, slice: Duration) -> Vec<Duration> {
     use std::sync::Arc;
     use std::sync::atomic::{AtomicU64, Ordering};
@@ -177,8 +185,8 @@ pub(crate) fn futexes(cores: Cores, slice: Duration) -> Vec<Duration> {
         }
         turns.store(u64::MAX, Ordering::Release);
         vmm.thread().unpark();
-        vmm.join().expect("no panic");
+        vmm.join().expect("a thread panicked");
         trips.times()
     });
-    host.join().expect("no panic")
+    host.join().expect("a thread panicked")
 }

@@ -1,32 +1,31 @@
-//! How work is measured: it goes on for a slice of time, or for so many bytes, and counts at its
-//! receiver.
+//! Measuring: work lasts for a slice of time or a number of bytes, and its receiver counts the bytes.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// How long a piece of work goes on.
+/// How long the work lasts.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Span {
-    /// A quarter of it comes before, unmeasured, to warm up.
+    /// This long, after an unmeasured warm-up of a quarter of it.
     Time(Duration),
-    /// Of the messages' bytes.
+    /// Until the messages have carried this many bytes.
     Bytes(u64),
 }
 
-/// Of a slice, before what is measured begins.
+/// How long the unmeasured start of a slice lasts.
 fn warm_up(slice: Duration) -> Duration {
     slice / 4
 }
 
-/// Counts at the receiver, and tells the sender when it is enough.
+/// Counts the bytes that arrive, and tells the sender when to stop.
 #[derive(Clone)]
 pub(crate) struct Meter(Arc<Shared>);
 
 struct Shared {
     span: Span,
     stop: AtomicBool,
-    /// Set before the sender's last message is sent.
+    /// How much was sent in all, known before the last message is sent.
     sent: AtomicU64,
 }
 
@@ -66,8 +65,8 @@ pub(crate) struct Sending {
 }
 
 impl Sending {
-    /// To be called before each message; `false` for the last one.
-    pub(crate) fn goes_on_after(&mut self, bytes: usize) -> bool {
+    /// Call it before you send a message. Returns `false` if this message is the last one.
+    pub(crate) fn more_after(&mut self, bytes: usize) -> bool {
         self.sent += bytes as u64;
         let stop = match self.meter.0.span {
             Span::Time(_) => self.meter.0.stop.load(Ordering::Relaxed),
@@ -84,14 +83,14 @@ pub(crate) struct Receiving {
     meter: Meter,
     received: u64,
     began: Instant,
-    /// Until there is a rate.
+    /// `None` once the rate is known.
     clock: Option<Rate>,
     rate: Option<f64>,
 }
 
 impl Receiving {
-    /// To be called after each message; `false` after the last one.
-    pub(crate) fn goes_on_after(&mut self, bytes: usize) -> bool {
+    /// Call it after you receive a message. Returns `false` after the last one.
+    pub(crate) fn more_after(&mut self, bytes: usize) -> bool {
         self.received += bytes as u64;
         let Some(clock) = &mut self.clock else {
             return self.received < self.meter.0.sent.load(Ordering::Acquire);
@@ -104,14 +103,14 @@ impl Receiving {
         true
     }
 
-    /// Bytes a second.
+    /// Bytes per second.
     pub(crate) fn rate(self) -> f64 {
         self.rate
             .unwrap_or_else(|| self.received as f64 / self.began.elapsed().as_secs_f64())
     }
 }
 
-/// The rate of one slice of time, after its warm-up.
+/// Measures the rate of one slice of time, after its warm-up.
 pub(crate) struct Rate {
     slice: Duration,
     began: Instant,
@@ -121,7 +120,7 @@ pub(crate) struct Rate {
 }
 
 impl Rate {
-    /// Looking at the clock costs as much as a small read.
+    /// Bytes between two looks at the clock, because a look costs as much as a small read.
     const LOOK_EVERY: usize = 128 * 1024;
 
     pub(crate) fn new(slice: Duration) -> Self {
@@ -134,7 +133,7 @@ impl Rate {
         }
     }
 
-    /// Bytes a second, once the slice is over.
+    /// Bytes per second, once the slice is over.
     pub(crate) fn add(&mut self, bytes: usize) -> Option<f64> {
         self.bytes += bytes;
         self.since_look += bytes;
@@ -151,8 +150,8 @@ impl Rate {
     }
 }
 
-/// The time of each round trip. There is always one, however slow: a machine can stand still for
-/// longer than a slice.
+/// Measures each round trip. There is always at least one, even if the machine pauses for longer than
+/// the slice.
 pub(crate) struct Trips {
     span: Span,
     began: Instant,
@@ -160,7 +159,7 @@ pub(crate) struct Trips {
 }
 
 impl Trips {
-    /// The bytes of a small request, and of its answer.
+    /// Bytes of a request and of its answer.
     pub(crate) const MESSAGE: usize = 64;
 
     pub(crate) fn new(span: Span) -> Self {
@@ -171,7 +170,7 @@ impl Trips {
         }
     }
 
-    /// When the next trip begins, which is now, until it is over.
+    /// Starts the next trip and returns the current time, or `None` once the span is over.
     pub(crate) fn next(&self) -> Option<Instant> {
         let now = Instant::now();
         let is_over = !self.times.is_empty()
@@ -182,7 +181,7 @@ impl Trips {
         (!is_over).then_some(now)
     }
 
-    /// One that ends now; it counts if it began when all was warm.
+    /// Ends the trip that began at `sent`. It counts unless it began during the warm-up.
     pub(crate) fn add(&mut self, sent: Instant) {
         if sent - self.began >= self.warm_up() {
             self.times.push(sent.elapsed());
@@ -196,7 +195,7 @@ impl Trips {
         }
     }
 
-    /// Not empty.
+    /// The times, at least one.
     pub(crate) fn times(self) -> Vec<Duration> {
         self.times
     }

@@ -1,7 +1,7 @@
-//! What the bench programs share: the transports that are compared, the limits they are held
-//! against, the work they do, how it is measured, and where their threads run.
+//! Shared by the bench programs: the transports, the machine's limits, the work, the measuring, and
+//! the placement of threads.
 
-#![allow(dead_code)] // each program uses its own part
+#![allow(dead_code)] // each program uses a part of it
 
 pub(crate) mod limit;
 pub(crate) mod meter;
@@ -10,7 +10,6 @@ pub(crate) mod transport;
 pub(crate) mod vmm;
 pub(crate) mod work;
 
-/// Why the benches are for Linux: they pin threads, and drive sockets and eventfds as krun does
-/// there.
+/// The benches need Linux: they pin threads, and they drive sockets and eventfds as krun does there.
 #[cfg(not(target_os = "linux"))]
 compile_error!("the benches run on Linux only");

@@ -1,4 +1,4 @@
-//! On which core each thread runs, and in which runtime the host's tasks.
+//! Where things run: the core of each thread, and the runtime of the host's tasks.
 
 use std::fmt;
 
@@ -11,22 +11,22 @@ pub(crate) enum Cores {
     /// All threads on one core.
     One,
     /// The host's runtime on one core, the VMM's threads on another.
-    Apart,
+    Two,
 }
 
 impl Cores {
-    pub(crate) const ALL: [Self; 2] = [Self::One, Self::Apart];
+    pub(crate) const ALL: [Self; 2] = [Self::One, Self::Two];
 
-    /// Pins the calling thread, which is one of the host's.
+    /// Pins the calling thread, which belongs to the host.
     pub(crate) fn pin_host(self) {
         pin(0);
     }
 
-    /// Pins the calling thread, which is one of the VMM's.
+    /// Pins the calling thread, which belongs to the VMM.
     pub(crate) fn pin_vmm(self) {
         pin(match self {
             Self::One => 0,
-            Self::Apart => 1,
+            Self::Two => 1,
         });
     }
 }
@@ -35,15 +35,15 @@ impl fmt::Display for Cores {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::One => "one core",
-            Self::Apart => "apart",
+            Self::Two => "two cores",
         })
     }
 }
 
-/// Pins the calling thread to the `index`th core that this program was started with.
+/// Pins the calling thread to the `index`th core that this process may use.
 fn pin(index: usize) {
     static ALLOWED: std::sync::LazyLock<Vec<usize>> = std::sync::LazyLock::new(|| {
-        let allowed = sched_getaffinity(None).expect("the cores of this process");
+        let allowed = sched_getaffinity(None).expect("cannot read the allowed cores");
         (0..CpuSet::MAX_CPU)
             .filter(|cpu| allowed.is_set(*cpu))
             .collect()
@@ -51,7 +51,7 @@ fn pin(index: usize) {
     let cpu = *ALLOWED.get(index).expect("the benches need two cores");
     let mut set = CpuSet::new();
     set.set(cpu);
-    sched_setaffinity(None, &set).expect("a core of this process");
+    sched_setaffinity(None, &set).expect("cannot pin the thread");
 }
 
 /// The host's runtime.
@@ -76,7 +76,7 @@ impl Flavor {
                 .enable_io()
                 .build(),
         }
-        .expect("a runtime")
+        .expect("cannot build the runtime")
     }
 }
 
@@ -92,10 +92,10 @@ impl fmt::Display for Flavor {
     }
 }
 
-/// A stream has three descriptors, a pair of sockets two.
+/// Raises the limit of open files. A stream needs three descriptors, a socket pair two.
 pub(crate) fn raise_descriptor_limit() {
     use rustix::process::{Resource, getrlimit, setrlimit};
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
-    setrlimit(Resource::Nofile, limit).expect("the limit may be raised to its bound");
+    setrlimit(Resource::Nofile, limit).expect("cannot raise the limit of open files");
 }

@@ -1,15 +1,16 @@
-//! The VMM's side of a port, driven as krun's two threads drive it.
+//! The VMM's side of a port. The benches drive it as krun's two threads do.
 
 use std::io;
 
-/// krun's `PortInput`: bytes for the guest.
+/// Plays krun's `PortInput`: bytes for the guest.
 pub(crate) trait Input: Send + 'static {
-    /// At once, or `WouldBlock`; `Ok(0)` at the end.
+    /// Does not wait: fails with `WouldBlock` if there is nothing. `Ok(0)` at end of file.
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize>;
     fn wait_until_readable(&mut self);
 
-    /// Fills a descriptor as `process_rx` of `msb_krun_devices` 0.1.42 does: as far as there are
-    /// bytes, and waits only if there were none. Zero at the end.
+    /// Fills a descriptor as `process_rx` of `msb_krun_devices` 0.1.42 does, and returns how far.
+    ///
+    /// It takes the bytes that are there, and waits only if there are none. Zero at end of file.
     fn fill(&mut self, descriptor: &mut [u8]) -> usize {
         let mut filled = 0;
         loop {
@@ -27,14 +28,13 @@ pub(crate) trait Input: Send + 'static {
     }
 }
 
-/// krun's `PortOutput`: the guest's bytes.
+/// Plays krun's `PortOutput`: the guest's bytes.
 pub(crate) trait Output: Send + 'static {
-    /// At once, or `WouldBlock`.
+    /// Does not wait: fails with `WouldBlock` if there is no room.
     fn write(&mut self, buf: &[u8]) -> io::Result<usize>;
     fn wait_until_writable(&mut self);
 
-    /// Empties a descriptor as `process_tx` does: all of it, waiting for room. `false` once the host
-    /// has gone.
+    /// Empties a descriptor as `process_tx` does, waiting for room. `false` once the host has hung up.
     fn empty(&mut self, mut descriptor: &[u8]) -> bool {
         while !descriptor.is_empty() {
             match self.write(descriptor) {
@@ -50,7 +50,7 @@ pub(crate) trait Output: Send + 'static {
     }
 }
 
-/// A transport between the host's tasks and the VMM's threads.
+/// Carries bytes between the host's tasks and the VMM's threads.
 pub(crate) trait Transport: 'static {
     const NAME: &'static str;
     type Read: tokio::io::AsyncRead + Unpin + Send + 'static;
@@ -58,11 +58,12 @@ pub(crate) trait Transport: 'static {
     type Input: Input;
     type Output: Output;
 
-    /// Both ends of a new channel that holds `capacity` bytes a direction, its own default for
-    /// `None`. In a runtime.
+    /// Makes a channel that holds `capacity` bytes in each direction, or the transport's default for
+    /// `None`. Call it in a runtime.
     fn new(capacity: Option<usize>) -> Channel<Self>;
 }
 
+/// Both ends of a new channel.
 pub(crate) struct Channel<T: Transport + ?Sized> {
     pub(crate) read: T::Read,
     pub(crate) write: T::Write,

@@ -1,4 +1,4 @@
-//! What the two sides do.
+//! The work that the two sides do.
 
 use std::future::Future;
 use std::thread;
@@ -16,25 +16,25 @@ use super::place::{Cores, Flavor};
 use super::transport::Krun;
 use super::vmm::{Channel, Input, Output, Transport};
 
-/// What a Linux guest offers krun to fill at a time.
+/// Bytes that a Linux guest lets krun fill at a time.
 const RX_DESCRIPTOR: usize = 4096;
-/// The most it sends at a time.
+/// Most bytes that a Linux guest sends at a time.
 const TX_DESCRIPTOR: usize = 32 * 1024;
-/// The host's buffer.
+/// Bytes of the host's read buffer.
 const READ: usize = 64 * 1024;
 
-/// Work that every transport can do. Sizes are in bytes.
+/// Work for any transport. Sizes are in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Work {
     /// The guest sends descriptors of this size.
     GuestToHost(usize),
-    /// The host writes so much at a time.
+    /// The host writes this much at a time.
     HostToGuest(usize),
-    /// 32 KiB descriptors one way and 64 KiB writes the other.
+    /// The guest sends descriptors of 32 KiB while the host writes 64 KiB at a time.
     Both,
     /// The guest sends frames with this payload.
     FramesIn(usize),
-    /// The host sends them.
+    /// The host sends frames with this payload.
     FramesOut(usize),
 }
 
@@ -82,13 +82,13 @@ impl std::fmt::Display for Size {
 pub(crate) struct Setting {
     pub(crate) cores: Cores,
     pub(crate) flavor: Flavor,
-    /// The transport's own default for `None`.
+    /// `None` for the transport's default.
     pub(crate) capacity: Option<usize>,
     pub(crate) span: Span,
 }
 
 impl Setting {
-    /// Runs `work` as a task of the runtime, on a worker's thread if it has workers.
+    /// Runs `work` as a task of a new runtime, so a worker runs it if the runtime has workers.
     fn run<F>(self, work: impl FnOnce() -> F) -> F::Output
     where
         F: Future<Output: Send> + Send + 'static,
@@ -96,11 +96,11 @@ impl Setting {
         let runtime = self.flavor.build(self.cores);
         runtime
             .block_on(async { tokio::spawn(work()).await })
-            .expect("no panic")
+            .expect("the host's task panicked")
     }
 }
 
-/// Bytes a second of `work` over a new channel of `T`.
+/// Bytes per second of `work` over a new channel of `T`.
 pub(crate) fn throughput<T: Transport>(work: Work, setting: Setting) -> f64 {
     let Setting { cores, span, .. } = setting;
     setting.run(move || async move {
@@ -116,14 +116,14 @@ pub(crate) fn throughput<T: Transport>(work: Work, setting: Setting) -> f64 {
                 let vmm = on_vmm(cores, transmit(output, vec![7; size], size, &meter));
                 let rate = read_all(read, &meter).await;
                 drop((write, input));
-                vmm.join().expect("no panic");
+                vmm.join().expect("the VMM's thread panicked");
                 rate
             }
             Work::HostToGuest(size) => {
                 let vmm = on_vmm(cores, receive(input, &meter));
                 write_all(write, size, &meter).await;
                 drop((read, output));
-                vmm.join().expect("no panic")
+                vmm.join().expect("the VMM's thread panicked")
             }
             Work::Both => {
                 let other = Meter::new(span);
@@ -134,9 +134,9 @@ pub(crate) fn throughput<T: Transport>(work: Work, setting: Setting) -> f64 {
                 let receives = on_vmm(cores, receive(input, &other));
                 let writes = tokio::spawn(async move { write_all(write, 64 * 1024, &other).await });
                 let rate = read_all(read, &meter).await;
-                writes.await.expect("no panic");
-                transmits.join().expect("no panic");
-                rate + receives.join().expect("no panic")
+                writes.await.expect("the writing task panicked");
+                transmits.join().expect("the VMM's thread panicked");
+                rate + receives.join().expect("the VMM's thread panicked")
             }
             Work::FramesIn(size) => {
                 let mut frame = (size as u32).to_be_bytes().to_vec();
@@ -145,12 +145,12 @@ pub(crate) fn throughput<T: Transport>(work: Work, setting: Setting) -> f64 {
                 let mut frames = FramedRead::with_capacity(read, LengthDelimitedCodec::new(), READ);
                 let mut receiving = meter.receiver();
                 while let Some(frame) = frames.next().await {
-                    if !receiving.goes_on_after(frame.expect("a frame").len()) {
+                    if !receiving.more_after(frame.expect("not a frame").len()) {
                         break;
                     }
                 }
                 drop((write, input));
-                vmm.join().expect("no panic");
+                vmm.join().expect("the VMM's thread panicked");
                 receiving.rate()
             }
             Work::FramesOut(size) => {
@@ -158,28 +158,25 @@ pub(crate) fn throughput<T: Transport>(work: Work, setting: Setting) -> f64 {
                 let vmm = on_vmm(cores, {
                     let mut receiving = meter.receiver();
                     let mut frame = vec![0; RX_DESCRIPTOR];
-                    // The frames' headers are not payload: they are counted where they are sent too.
+                    // Counts headers too, as the sender does. The rate is corrected below.
                     move || {
-                        while receiving.goes_on_after(input.fill(&mut frame)) {}
+                        while receiving.more_after(input.fill(&mut frame)) {}
                         receiving.rate()
                     }
                 });
                 let mut frames = FramedWrite::new(write, LengthDelimitedCodec::new());
                 let payload = Bytes::from(vec![7; size]);
                 loop {
-                    let goes_on = sending.goes_on_after(size + 4);
-                    frames
-                        .feed(payload.clone())
-                        .await
-                        .expect("the VMM is there");
-                    if !goes_on {
+                    let more = sending.more_after(size + 4);
+                    frames.feed(payload.clone()).await.expect("the VMM hung up");
+                    if !more {
                         break;
                     }
                 }
                 SinkExt::<Bytes>::flush(&mut frames)
                     .await
-                    .expect("the VMM is there");
-                let rate = vmm.join().expect("no panic");
+                    .expect("the VMM hung up");
+                let rate = vmm.join().expect("the VMM's thread panicked");
                 drop((read, output));
                 rate * size as f64 / (size + 4) as f64
             }
@@ -197,31 +194,31 @@ fn on_vmm<R: Send + 'static>(
     })
 }
 
-/// krun's TX thread: sends `message`, of which `counts` bytes are counted, again and again.
+/// Plays krun's TX thread: sends `message` again and again, and counts `counted` bytes of each.
 fn transmit(
     mut output: impl Output,
     message: Vec<u8>,
-    counts: usize,
+    counted: usize,
     meter: &Meter,
 ) -> impl FnOnce() + Send + 'static {
     let mut sending = meter.sender();
     move || loop {
-        let goes_on = sending.goes_on_after(counts);
+        let more = sending.more_after(counted);
         for descriptor in message.chunks(TX_DESCRIPTOR) {
-            assert!(output.empty(descriptor), "the host is there");
+            assert!(output.empty(descriptor), "the host hung up");
         }
-        if !goes_on {
+        if !more {
             return;
         }
     }
 }
 
-/// krun's RX thread.
+/// Plays krun's RX thread.
 fn receive(mut input: impl Input, meter: &Meter) -> impl FnOnce() -> f64 + Send + 'static {
     let mut receiving = meter.receiver();
     move || {
         let mut descriptor = vec![0; RX_DESCRIPTOR];
-        while receiving.goes_on_after(input.fill(&mut descriptor)) {}
+        while receiving.more_after(input.fill(&mut descriptor)) {}
         receiving.rate()
     }
 }
@@ -229,7 +226,7 @@ fn receive(mut input: impl Input, meter: &Meter) -> impl FnOnce() -> f64 + Send 
 async fn read_all(mut read: impl AsyncRead + Unpin, meter: &Meter) -> f64 {
     let mut receiving = meter.receiver();
     let mut buffer = vec![0; READ];
-    while receiving.goes_on_after(read.read(&mut buffer).await.expect("the VMM is there")) {}
+    while receiving.more_after(read.read(&mut buffer).await.expect("the VMM hung up")) {}
     receiving.rate()
 }
 
@@ -237,15 +234,15 @@ async fn write_all(mut write: impl AsyncWrite + Unpin, size: usize, meter: &Mete
     let mut sending = meter.sender();
     let buffer = vec![7; size];
     loop {
-        let goes_on = sending.goes_on_after(size);
-        write.write_all(&buffer).await.expect("the VMM is there");
-        if !goes_on {
+        let more = sending.more_after(size);
+        write.write_all(&buffer).await.expect("the VMM hung up");
+        if !more {
             return;
         }
     }
 }
 
-/// Bytes a second from the guest without the host's copy, in descriptors of `size`.
+/// Bytes per second from the guest without the host's copy, in descriptors of `size`.
 pub(crate) fn chunks_in(size: usize, setting: Setting) -> f64 {
     setting.run(move || async move {
         let meter = Meter::new(setting.span);
@@ -257,16 +254,16 @@ pub(crate) fn chunks_in(size: usize, setting: Setting) -> f64 {
         let mut chunks = Chunks::<OwnedReadHalf>::new(channel.read);
         let mut receiving = meter.receiver();
         while let Some(chunk) = chunks.next().await {
-            if !receiving.goes_on_after(chunk.expect("the VMM is there").len()) {
+            if !receiving.more_after(chunk.expect("the VMM hung up").len()) {
                 break;
             }
         }
-        vmm.join().expect("no panic");
+        vmm.join().expect("the VMM's thread panicked");
         receiving.rate()
     })
 }
 
-/// Bytes a second to the guest without the host's copy, in items of `size`.
+/// Bytes per second to the guest without the host's copy, in items of `size`.
 pub(crate) fn chunks_out(size: usize, setting: Setting) -> f64 {
     setting.run(move || async move {
         let meter = Meter::new(setting.span);
@@ -276,17 +273,17 @@ pub(crate) fn chunks_out(size: usize, setting: Setting) -> f64 {
         let mut sending = meter.sender();
         let item = Bytes::from(vec![7; size]);
         loop {
-            let goes_on = sending.goes_on_after(size);
-            chunks.send(item.clone()).await.expect("the VMM is there");
-            if !goes_on {
+            let more = sending.more_after(size);
+            chunks.send(item.clone()).await.expect("the VMM hung up");
+            if !more {
                 break;
             }
         }
-        vmm.join().expect("no panic")
+        vmm.join().expect("the VMM's thread panicked")
     })
 }
 
-/// The time of each round trip of 64 bytes over a new channel of `T`.
+/// Times round trips of 64 bytes over a new channel of `T`.
 pub(crate) fn round_trips<T: Transport>(setting: Setting) -> Vec<Duration> {
     setting.run(move || async move {
         let Channel {
@@ -307,27 +304,30 @@ pub(crate) fn round_trips<T: Transport>(setting: Setting) -> Vec<Duration> {
         let mut message = [7; Trips::MESSAGE];
         let mut trips = Trips::new(setting.span);
         while let Some(sent) = trips.next() {
-            write.write_all(&message).await.expect("the VMM is there");
+            write.write_all(&message).await.expect("the VMM hung up");
             read.read_exact(&mut message)
                 .await
-                .expect("the VMM is there");
+                .expect("the VMM hung up");
             trips.add(sent);
         }
         drop((read, write));
-        vmm.join().expect("no panic");
+        vmm.join().expect("the VMM's thread panicked");
         trips.times()
     })
 }
 
-/// Bytes a second over `streams` channels of `T` together. One VMM thread gives each in its turn
-/// 128 KiB, as far as it has room; a task each reads.
+/// Bytes per second over `streams` channels of `T` together.
+///
+/// One VMM thread serves the channels in turn. It writes 128 KiB to each, waiting for room. One task
+/// reads each channel.
 pub(crate) fn many<T: Transport>(streams: usize, bytes: usize, setting: Setting) -> f64 {
+    /// Descriptors that a channel gets in its turn.
     const TURN: usize = 4;
     setting.run(move || async move {
         let mut tasks = JoinSet::new();
         let mut outputs = Vec::new();
         let mut others = Vec::new();
-        // As much for each, and enough to warm up.
+        // Each channel carries the same amount, in whole turns, after one turn to warm up.
         let each = bytes.div_ceil(streams * TURN * TX_DESCRIPTOR) * TURN * TX_DESCRIPTOR;
         let warm = TURN * TX_DESCRIPTOR;
         let (warmed, mut warming) = tokio::sync::mpsc::unbounded_channel();
@@ -345,46 +345,46 @@ pub(crate) fn many<T: Transport>(streams: usize, bytes: usize, setting: Setting)
                 let mut buffer = vec![0; READ];
                 let mut received = 0;
                 while received < warm {
-                    received += read.read(&mut buffer).await.expect("the VMM is there");
+                    received += read.read(&mut buffer).await.expect("the VMM hung up");
                 }
-                warmed.send(()).expect("the bench is there");
+                warmed.send(()).expect("the bench is gone");
                 while received < warm + each {
-                    received += read.read(&mut buffer).await.expect("the VMM is there");
+                    received += read.read(&mut buffer).await.expect("the VMM hung up");
                 }
             });
         }
-        let (go, gone) = std::sync::mpsc::channel();
+        let (start, started) = std::sync::mpsc::channel();
         let vmm = on_vmm(setting.cores, move || {
             let mut pass = |descriptors: usize| {
                 let descriptor = vec![7; TX_DESCRIPTOR];
                 for turn in (0..descriptors).step_by(TURN) {
                     for output in &mut outputs {
                         for _ in turn..descriptors.min(turn + TURN) {
-                            assert!(output.empty(&descriptor), "the host is there");
+                            assert!(output.empty(&descriptor), "the host hung up");
                         }
                     }
                 }
             };
             pass(TURN);
-            gone.recv().expect("the bench is there");
+            started.recv().expect("the bench is gone");
             pass(each / TX_DESCRIPTOR);
             outputs
         });
         for _ in 0..streams {
-            warming.recv().await.expect("a stream");
+            warming.recv().await.expect("the reading tasks are gone");
         }
         let began = Instant::now();
-        go.send(()).expect("the VMM is there");
+        start.send(()).expect("the VMM is gone");
         while let Some(task) = tasks.join_next().await {
-            task.expect("no panic");
+            task.expect("a reading task panicked");
         }
         let rate = (each * streams) as f64 / began.elapsed().as_secs_f64();
-        drop(vmm.join().expect("no panic"));
+        drop(vmm.join().expect("the VMM's thread panicked"));
         rate
     })
 }
 
-/// A request and its answer over frames, for counting what one costs.
+/// Sends `count` requests over frames and reads their answers, to count the cost of each.
 pub(crate) async fn framed_echo<T: Transport>(
     channel: Channel<T>,
     cores: Cores,
@@ -412,12 +412,13 @@ pub(crate) async fn framed_echo<T: Transport>(
     let mut frames = Framed::new(tokio::io::join(read, write), LengthDelimitedCodec::new());
     let payload = Bytes::from(vec![7; size]);
     for _ in 0..count {
+        frames.send(payload.clone()).await.expect("the VMM hung up");
         frames
-            .send(payload.clone())
+            .next()
             .await
-            .expect("the VMM is there");
-        frames.next().await.expect("an answer").expect("a frame");
+            .expect("the VMM hung up")
+            .expect("not a frame");
     }
     drop(frames);
-    vmm.join().expect("no panic");
+    vmm.join().expect("the VMM's thread panicked");
 }

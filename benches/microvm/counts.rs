@@ -1,4 +1,4 @@
-//! What the threads of this process have done so far, by what Linux says of them.
+//! Reads from Linux what the threads of this process have done so far.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -7,27 +7,27 @@ use std::path::Path;
 use std::process;
 use std::time::Instant;
 
-/// The tracing file system's event of each system call, counted by the kernel itself for each thread.
+/// The trace event for the start of a system call. The kernel counts these for each thread.
 const EVENT: &str = "/sys/kernel/tracing/events/raw_syscalls/sys_enter";
 
-/// Has the kernel count from now on.
+/// Makes the kernel count from now on.
 ///
 /// # Panics
 ///
-/// Unless it is root, on a kernel that traces system calls and has histograms of them.
+/// Panics unless root runs it, with tracefs mounted, on a kernel with system call traces and histograms.
 pub(crate) fn begin() {
     let trigger = "hist:keys=common_pid,id.syscall:size=8192";
     fs::write(Path::new(EVENT).join("trigger"), trigger)
-        .expect("root may trace system calls, if tracefs is mounted");
+        .expect("cannot trace system calls: needs root and a mounted tracefs");
 }
 
 /// The kinds of threads.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Thread {
-    /// One that only measures.
+    /// Only measures.
     Observer,
     Vcpu,
-    /// krun's and the host's: what a port costs.
+    /// A thread of krun or of the host. Its work is what a port costs.
     Worker,
 }
 
@@ -43,42 +43,42 @@ impl Thread {
     }
 }
 
-/// All but `interrupts` is of this process; `calls`, `sleeps` and `cpu` without its vCPU.
+/// What this process has used. `calls`, `sleeps` and `cpu` leave out the vCPU's thread.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Counts {
     /// System calls by name.
     pub(crate) calls: BTreeMap<String, f64>,
     /// How often a thread went to sleep.
     pub(crate) sleeps: f64,
-    /// Seconds.
+    /// CPU time in seconds.
     pub(crate) cpu: f64,
     /// How often the vCPU's thread entered the guest.
     pub(crate) entries: f64,
-    /// Seconds, with its guest's.
+    /// CPU time of the vCPU's thread in seconds, including the guest's.
     pub(crate) vcpu: f64,
-    /// Seconds.
+    /// Wall-clock time in seconds.
     pub(crate) elapsed: f64,
-    /// Those that the guest has taken, of all virtio devices.
+    /// Interrupts that the guest has taken from all virtio devices.
     pub(crate) interrupts: f64,
 }
 
 impl Counts {
-    /// Since each thread's, and `start`'s, beginning.
+    /// Counts since each thread started. `elapsed` counts from `start`.
     pub(crate) fn now(start: Instant) -> Self {
         let mut counts = Self {
             elapsed: start.elapsed().as_secs_f64(),
             ..Self::default()
         };
         let mut threads = BTreeMap::new();
-        for task in fs::read_dir("/proc/self/task").expect("proc is mounted") {
-            let task = task.expect("proc lists its threads").path();
+        for task in fs::read_dir("/proc/self/task").expect("cannot read /proc") {
+            let task = task.expect("cannot read /proc").path();
             let read = |file: &str| fs::read_to_string(task.join(file)).unwrap_or_default();
             let Some(id) = task.file_name().and_then(|id| id.to_str()?.parse().ok()) else {
                 continue;
             };
             let thread = Thread::of(id, &read("comm"));
             threads.insert(id, thread);
-            // Nanoseconds on a CPU come first.
+            // The first field is the nanoseconds on a CPU.
             let schedstat = read("schedstat");
             let on_cpu = schedstat
                 .split(' ')
@@ -108,7 +108,7 @@ impl Counts {
         self.calls.values().sum()
     }
 
-    /// Those that move bytes, or a wake.
+    /// Calls that move bytes or wakes.
     pub(crate) fn reads_and_writes(&self) -> f64 {
         let moves = ["read", "write", "readv", "writev", "recvfrom", "sendto"];
         let counts = moves.iter().filter_map(|name| self.calls.get(*name));
@@ -139,14 +139,14 @@ fn field(status: &str, name: &str) -> f64 {
         .unwrap_or_default()
 }
 
-/// Of each thread of the system: its number, the call's name, and how often.
+/// For each thread of the system: its id, the name of the call, and the count.
 ///
-/// A line of the file: `{ common_pid:  540, id: sys_write  [  1] } hitcount:  2`
+/// A line of the file looks like this: `{ common_pid:  540, id: sys_write  [  1] } hitcount:  2`
 fn system_calls() -> Vec<(u32, String, f64)> {
-    let table = fs::read_to_string(Path::new(EVENT).join("hist")).expect("`begin` made it");
+    let table = fs::read_to_string(Path::new(EVENT).join("hist")).expect("`begin` was not called");
     assert!(
         table.contains("Dropped: 0"),
-        "the kernel's table was too small for all calls"
+        "the kernel's table is too small for all calls"
     );
     table.lines().filter_map(system_call).collect()
 }

@@ -1,4 +1,4 @@
-//! The table.
+//! Prints the comparison.
 
 use std::collections::BTreeMap;
 
@@ -8,23 +8,23 @@ use super::work::{Job, Plan};
 pub(crate) struct Report<'a> {
     descriptors: u16,
     plan: &'a Plan,
-    /// What each round took: by the stream, and by the other port.
+    /// For each round, the counts of the stream and of the socket.
     rounds: BTreeMap<Job, Vec<[Counts; 2]>>,
 }
 
 type Figure = (&'static str, fn(&Counts) -> f64);
 
-/// Those of which there can be none too few.
+/// Counts. Fewer is better.
 const COUNTED: [Figure; 5] = [
     ("system calls", Counts::all_calls),
-    ("  read and write", Counts::reads_and_writes),
+    ("  reads and writes", Counts::reads_and_writes),
     ("sleeps", |counts| counts.sleeps),
     ("interrupts", |counts| counts.interrupts),
-    ("entries of the guest", |counts| counts.entries),
+    ("guest entries", |counts| counts.entries),
 ];
 const TIMED: [Figure; 3] = [
-    ("CPU, host and krun, µs", |counts| counts.cpu * 1e6),
-    ("CPU, with the guest, µs", |counts| {
+    ("CPU of host and krun, µs", |counts| counts.cpu * 1e6),
+    ("CPU with the guest, µs", |counts| {
         (counts.cpu + counts.vcpu) * 1e6
     }),
     ("elapsed, µs", |counts| counts.elapsed * 1e6),
@@ -43,7 +43,7 @@ impl<'a> Report<'a> {
         self.rounds.entry(job).or_default().push(pair);
     }
 
-    pub(crate) fn stream_takes_fewer_calls(&self) -> bool {
+    pub(crate) fn stream_takes_no_more_calls(&self) -> bool {
         let ratios = |rounds: &Vec<[Counts; 2]>| Spread::of_ratios(rounds, Counts::all_calls);
         self.rounds
             .values()
@@ -52,12 +52,12 @@ impl<'a> Report<'a> {
 
     pub(crate) fn print(&self) {
         println!(
-            "\n# {} descriptors each way: {}",
+            "\n# Real microVM, {} descriptors each way: {}",
             self.descriptors,
-            self.plan.words()
+            self.plan.describe()
         );
-        println!("Medians, and the ratio's median with its least and greatest.");
-        println!("Times are of an emulated machine, and say little, unless it is not.");
+        println!("Counts are medians. The ratio is the median of the pairs (lowest–highest).");
+        println!("Times mean little if the machine is emulated.");
         for (job, rounds) in &self.rounds {
             let (name, units) = job.unit(self.plan);
             println!(
@@ -85,7 +85,7 @@ impl<'a> Report<'a> {
     }
 }
 
-/// The system calls of all rounds, by name.
+/// The system calls for each unit, by name, as the mean of all rounds.
 fn by_name(rounds: &[[Counts; 2]], port: usize, units: f64) -> String {
     let mut calls: BTreeMap<&str, f64> = BTreeMap::new();
     for (name, count) in rounds.iter().flat_map(|pair| &pair[port].calls) {
@@ -103,9 +103,9 @@ fn by_name(rounds: &[[Counts; 2]], port: usize, units: f64) -> String {
 }
 
 struct Spread {
-    least: f64,
+    lowest: f64,
     median: f64,
-    greatest: f64,
+    highest: f64,
 }
 
 impl Spread {
@@ -113,9 +113,9 @@ impl Spread {
         let mut values: Vec<f64> = values.collect();
         values.sort_by(f64::total_cmp);
         Self {
-            least: values[0],
+            lowest: values[0],
             median: values[values.len() / 2],
-            greatest: values[values.len() - 1],
+            highest: values[values.len() - 1],
         }
     }
 
@@ -133,7 +133,7 @@ impl std::fmt::Display for Spread {
         write!(
             f,
             "{:.2} ({:.2}–{:.2})",
-            self.median, self.least, self.greatest
+            self.median, self.lowest, self.highest
         )
     }
 }

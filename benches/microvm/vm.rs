@@ -1,4 +1,4 @@
-//! The VM with its two ports, and the thread that drives them.
+//! The VM with its two ports, and the host's thread that drives them.
 
 use std::env;
 use std::io;
@@ -17,14 +17,14 @@ use tokio_krun::AgentStream;
 use super::counts::{self, Counts};
 use super::work::{self, Job, Plan};
 
-/// Where libkrunfw, the guest's kernel, is.
+/// The environment variable with the path of libkrunfw, the guest's kernel.
 const KERNEL: &str = "KRUNFW";
-/// The folder that is the guest's root, with the tests' agent as `/init`.
+/// The environment variable with the guest's root folder, which holds the tests' agent as `/init`.
 const ROOT: &str = "GUEST_ROOT";
-/// krun's descriptors for a port that asks for no other number.
-const KRUNS: u16 = 32;
+/// krun's default number of descriptors for a port.
+const DEFAULT_DESCRIPTORS: u16 = 32;
 
-/// What keeps a VM from being booted here, if anything does.
+/// What is missing to boot a VM here, if anything.
 pub(crate) fn missing() -> Option<String> {
     [KERNEL, ROOT]
         .into_iter()
@@ -34,124 +34,130 @@ pub(crate) fn missing() -> Option<String> {
 
 pub(crate) struct Vm {
     start: Instant,
-    ask: Sender<Ask>,
-    done: Receiver<u64>,
+    requests: Sender<Request>,
+    answers: Receiver<u64>,
 }
 
-enum Ask {
+enum Request {
     Interrupts { port: usize },
     Work { port: usize, job: Job, plan: Plan },
 }
 
 impl Vm {
-    /// Boots a VM with two ports of so many descriptors each way.
+    /// Boots a VM with two ports. Each has `descriptors` each way.
     pub(crate) fn boot(descriptors: u16) -> Self {
         counts::begin();
-        let (ask, asked) = channel();
-        let (say, done) = channel();
+        let (requests, requested) = channel();
+        let (answered, answers) = channel();
         thread::Builder::new()
             .name("host".into())
-            .spawn(move || host(descriptors, &asked, &say))
-            .expect("a thread");
+            .spawn(move || host(descriptors, &requested, &answered))
+            .expect("cannot start a thread");
         Self {
             start: Instant::now(),
-            ask,
-            done,
+            requests,
+            answers,
         }
     }
 
-    /// What a job takes on this port: 0 is the stream's, 1 the descriptor's.
+    /// Measures what a job costs on a port: 0 is the stream, 1 the socket.
     pub(crate) fn measure(&mut self, port: usize, job: Job, plan: &Plan) -> Counts {
-        let interrupts = self.do_(Ask::Interrupts { port });
+        let interrupts = self.request(Request::Interrupts { port });
         let before = Counts::now(self.start);
-        self.do_(Ask::Work {
+        self.request(Request::Work {
             port,
             job,
             plan: plan.clone(),
         });
-        let mut taken = Counts::now(self.start) - before;
-        taken.interrupts = (self.do_(Ask::Interrupts { port }) - interrupts) as f64;
-        taken
+        let mut counts = Counts::now(self.start) - before;
+        counts.interrupts = (self.request(Request::Interrupts { port }) - interrupts) as f64;
+        counts
     }
 
-    fn do_(&self, ask: Ask) -> u64 {
-        self.ask.send(ask).expect("the host's thread has panicked");
-        self.done.recv().expect("the host's thread has panicked")
+    fn request(&self, request: Request) -> u64 {
+        self.requests
+            .send(request)
+            .expect("the host's thread panicked");
+        self.answers.recv().expect("the host's thread panicked")
     }
 }
 
-/// The host program: one thread, with a runtime for both ports.
-fn host(descriptors: u16, asked: &Receiver<Ask>, say: &Sender<u64>) {
+/// The host's program: one thread, with one runtime for both ports.
+fn host(descriptors: u16, requests: &Receiver<Request>, answers: &Sender<u64>) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .build()
-        .expect("a runtime");
-    let (mut stream, mut socket) = runtime.block_on(async { enter(descriptors) });
-    for ask in asked {
+        .expect("cannot build the runtime");
+    let (mut stream, mut socket) = runtime.block_on(async { boot(descriptors) });
+    for request in requests {
         let answer = runtime.block_on(async {
-            match ask {
-                Ask::Interrupts { port: 0 } => work::interrupts(&mut stream).await,
-                Ask::Interrupts { .. } => work::interrupts(&mut socket).await,
-                Ask::Work {
+            match request {
+                Request::Interrupts { port: 0 } => work::interrupts(&mut stream).await,
+                Request::Interrupts { .. } => work::interrupts(&mut socket).await,
+                Request::Work {
                     port: 0, job, plan, ..
                 } => job.run(&plan, &mut stream).await.map(|()| 0),
-                Ask::Work { job, plan, .. } => job.run(&plan, &mut socket).await.map(|()| 0),
+                Request::Work { job, plan, .. } => job.run(&plan, &mut socket).await.map(|()| 0),
             }
         });
-        let answer = answer.expect("the guest is there");
-        if say.send(answer).is_err() {
+        let answer = answer.expect("the guest is gone");
+        if answers.send(answer).is_err() {
             return;
         }
     }
 }
 
-fn enter(descriptors: u16) -> (AgentStream, UnixStream) {
-    let (stream, port) = AgentStream::pair().expect("a stream");
-    let (ours, kruns) = StdUnixStream::pair().expect("a pair of sockets");
-    ours.set_nonblocking(true).expect("a socket");
-    let socket = UnixStream::from_std(ours).expect("a socket");
+/// Starts the VM. Returns the host's ends of its ports.
+fn boot(descriptors: u16) -> (AgentStream, UnixStream) {
+    let (stream, port) = AgentStream::pair().expect("cannot create a stream");
+    let (host, vmm) = StdUnixStream::pair().expect("cannot create sockets");
+    host.set_nonblocking(true)
+        .expect("cannot set the socket up");
+    let socket = UnixStream::from_std(host).expect("cannot register the socket");
     let options = ConsolePortOptions::new().queue_size(descriptors);
     let vm = VmBuilder::new()
         .machine(|machine| machine.vcpus(1).memory_mib(256))
         .kernel(|kernel| {
-            let path = env::var_os(KERNEL).expect("checked by `missing`");
+            let path = env::var_os(KERNEL).expect("`missing` checked it");
             kernel.krunfw_path(path).init_path("/init")
         })
-        .fs(|fs| fs.root(env::var_os(ROOT).expect("checked by `missing`")))
+        .fs(|fs| fs.root(env::var_os(ROOT).expect("`missing` checked it")))
         .exec(|exec| exec.path("/init").args(["bench"]))
         .console(|console| {
             let console = console.disable_implicit();
             let console = port.attach_with_options(console, "stream", options);
-            attach_socket(console, kruns, descriptors)
+            attach_socket(console, vmm, descriptors)
         })
         .build()
-        .expect("the VM can be built");
+        .expect("cannot build the VM");
     thread::spawn(move || {
-        let error = vm.enter().expect_err("it does not return");
-        panic!("the VM cannot be entered: {error}");
+        let error = vm.enter().expect_err("it returns only an error");
+        panic!("the VM did not start: {error}");
     });
     (stream, socket)
 }
 
-/// krun's own port of a descriptor where that can be: it has no option for the number of its
-/// descriptors, so with another number it is a backend that makes the same calls.
+/// Attaches krun's own port over a file descriptor, if krun's default number of descriptors is asked
+/// for. krun has no option for another number, so a backend that makes the same calls takes its place.
 fn attach_socket(
     console: ConsoleBuilder,
     socket: StdUnixStream,
     descriptors: u16,
 ) -> ConsoleBuilder {
-    if descriptors == KRUNS {
-        // krun duplicates it when the VM is built, and makes it non-blocking.
+    if descriptors == DEFAULT_DESCRIPTORS {
+        // krun duplicates the descriptor when it builds the VM, and makes it non-blocking.
         let fd = socket.as_raw_fd();
         std::mem::forget(socket);
         return console.port("fd", fd, fd);
     }
-    socket.set_nonblocking(true).expect("a socket");
+    socket
+        .set_nonblocking(true)
+        .expect("cannot set the socket up");
     let options = ConsolePortOptions::new().queue_size(descriptors);
     console.custom_with_options("fd", Box::new(Socket(socket)), options)
 }
 
-/// What `PortInputFd` and `PortOutputFd` of `msb_krun_devices` 0.1.42 do.
+/// Does what `PortInputFd` and `PortOutputFd` of `msb_krun_devices` 0.1.42 do.
 struct Socket(StdUnixStream);
 
 impl ConsolePortBackend for Socket {

@@ -1,4 +1,4 @@
-//! What a port is made to do, and the host's part of it.
+//! The jobs of a port, and the host's part of them.
 
 use std::io;
 
@@ -7,14 +7,14 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use super::pattern::{FROM_GUEST, FROM_HOST, Pattern};
 
 pub(crate) const MIB: u64 = 1024 * 1024;
-/// How much is asked for, or given, at once.
+/// Most bytes of one read, and bytes of one write.
 const BUFFER: usize = 64 * 1024;
-/// What is sent over and over, as the guest does: see `tests/microvm/agent/src/bench.rs`.
+/// Bytes after which the sent pattern repeats, as in `tests/microvm/agent/src/bench.rs`.
 const CHUNK: usize = 32 * 1024;
-/// The bytes of a round trip.
+/// Bytes of a round trip's message.
 const MESSAGE: usize = 64;
 
-/// How much of it.
+/// How much work to do.
 #[derive(Clone)]
 pub(crate) struct Plan {
     pub(crate) rounds: usize,
@@ -33,14 +33,14 @@ impl Plan {
         mib: 8,
         round_trips: 100,
     };
-    /// Before anything is measured.
-    pub(crate) const FIRST: Self = Self {
+    /// Runs before anything is measured.
+    pub(crate) const WARM_UP: Self = Self {
         rounds: 1,
         mib: 1,
         round_trips: 10,
     };
 
-    pub(crate) fn words(&self) -> String {
+    pub(crate) fn describe(&self) -> String {
         format!(
             "{} rounds of {} MiB each way and {} round trips of {MESSAGE} bytes",
             self.rounds, self.mib, self.round_trips
@@ -53,14 +53,14 @@ pub(crate) enum Job {
     FromGuest,
     ToGuest,
     RoundTrips,
-    /// What is counted for this is the measuring itself.
+    /// Counts the measuring itself.
     Nothing,
 }
 
 impl Job {
     pub(crate) const ALL: [Self; 3] = [Self::FromGuest, Self::ToGuest, Self::RoundTrips];
 
-    /// What the counts are given for, and how often there was one.
+    /// The unit that counts are given for, and how many units a round has.
     pub(crate) fn unit(self, plan: &Plan) -> (&'static str, f64) {
         match self {
             Self::FromGuest => ("from the guest, per MiB", plan.mib as f64),
@@ -83,7 +83,7 @@ impl Job {
 pub(crate) trait Port: AsyncRead + AsyncWrite + Unpin {}
 impl<P: AsyncRead + AsyncWrite + Unpin> Port for P {}
 
-/// The interrupts that the guest has taken so far.
+/// How many interrupts the guest has taken so far.
 pub(crate) async fn interrupts(port: &mut impl Port) -> io::Result<u64> {
     command(port, b'i', 0).await?;
     port.read_u64_le().await
@@ -96,7 +96,7 @@ async fn command(port: &mut impl Port, command: u8, count: u64) -> io::Result<()
 }
 
 async fn from_guest(port: &mut impl Port, length: u64) -> io::Result<()> {
-    // As much as a read may take, from wherever in the chunk it begins.
+    // Long enough for the longest read, wherever in the pattern it begins.
     let expected = repeated(FROM_GUEST, CHUNK + BUFFER);
     let mut buffer = vec![0; BUFFER];
     command(port, b'w', length).await?;
@@ -104,10 +104,10 @@ async fn from_guest(port: &mut impl Port, length: u64) -> io::Result<()> {
     while place < length {
         let read = port.read(&mut buffer).await?;
         let begin = (place % CHUNK as u64) as usize;
-        assert_ne!(read, 0, "the guest has gone");
+        assert_ne!(read, 0, "the guest hung up");
         assert!(
             buffer[..read] == expected[begin..][..read],
-            "the guest's bytes from {place} on"
+            "wrong bytes from the guest, from byte {place} on"
         );
         place += read as u64;
     }
@@ -121,7 +121,7 @@ async fn to_guest(port: &mut impl Port, length: u64) -> io::Result<()> {
     for _ in 0..length / BUFFER as u64 {
         port.write_all(&piece).await?;
     }
-    assert_eq!(port.read_u8().await?, 1, "the guest's check");
+    assert_eq!(port.read_u8().await?, 1, "the guest found wrong bytes");
     Ok(())
 }
 

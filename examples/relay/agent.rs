@@ -1,4 +1,4 @@
-//! The program inside the VM: sends back what it gets, on each stream.
+//! The agent inside the guest: echoes each stream.
 
 use std::future::poll_fn;
 use std::io;
@@ -9,7 +9,7 @@ use tokio_krun::test_util::Guest;
 use tokio_util::compat::TokioAsyncReadCompatExt;
 use yamux::{Connection, ConnectionError, Mode, Stream};
 
-/// Says how many streams ended in the middle, as their client had vanished or was given up.
+/// Returns how many streams ended early, because the client vanished or the relay dropped it.
 pub async fn run(guest: Guest) -> io::Result<usize> {
     let port = guest.open()?;
     let mut connection = Connection::new(port.compat(), super::channel::config(), Mode::Server);
@@ -18,7 +18,7 @@ pub async fn run(guest: Guest) -> io::Result<usize> {
     while let Some(stream) = poll_fn(|cx| connection.poll_next_inbound(cx)).await {
         match stream {
             Ok(stream) => drop(streams.spawn(echo(stream))),
-            // The host has hung up while there was something to say, such as an answer to a ping.
+            // The host hung up before the agent had sent everything, such as an answer to a ping.
             Err(ConnectionError::Io(error)) if error.kind() == io::ErrorKind::BrokenPipe => break,
             Err(error) => return Err(io::Error::other(error)),
         }

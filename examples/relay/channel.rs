@@ -1,4 +1,4 @@
-//! The host's end of the channel that the streams share.
+//! The host's end of the channel that all streams share.
 
 use std::future::poll_fn;
 use std::io;
@@ -13,78 +13,83 @@ use yamux::{Config, Connection, ConnectionError, DEFAULT_CREDIT, Mode, Stream};
 
 use super::local;
 
-pub type Ask = oneshot::Sender<Stream>;
+/// A client's request for a stream.
+pub type Request = oneshot::Sender<Stream>;
 
-/// So many at once. yamux opens up to 256 streams that the agent has not said anything on: this must be less.
+/// How many clients the relay serves at once. yamux opens at most 256 streams that the agent has not
+/// answered yet, so this must be less.
 pub const CLIENTS: usize = 128;
 
 pub fn config() -> Config {
-    // One too many ends the connection for all, and a stream counts until its last frame is sent, which may be
-    // long after its client has gone: so there is room for the 256, for those that the agent had answered, and more.
+    // One stream too many ends the connection for all clients. A stream counts until its last frame
+    // is sent, perhaps long after its client hung up. So leave room for the 256 unanswered streams,
+    // for those that the agent has answered, and for more.
     const STREAMS: usize = 4 * CLIENTS;
     let mut config = Config::default();
     config.set_max_num_streams(STREAMS);
-    // What there has to be; any more would let windows grow.
+    // The minimum that yamux requires. More would let windows grow.
     config.set_max_connection_receive_window(Some(STREAMS * DEFAULT_CREDIT as usize));
     config
 }
 
-/// All that moves on the channel moves in here: opens a stream for each who asks, and closes the channel when
-/// nobody can ask any more. `Closed` if the agent does so before.
+/// Moves all bytes of the channel. Opens a stream for each request, and closes the channel once every
+/// sender of requests is dropped. Fails with `Closed` if the agent closes the channel first.
 pub async fn drive(
     stream: AgentStream,
-    mut asked: mpsc::Receiver<Ask>,
+    mut requests: mpsc::Receiver<Request>,
     grace: Duration,
 ) -> Result<(), ConnectionError> {
     let mut connection = Connection::new(stream.compat(), config(), Mode::Client);
     let mut next = None;
     poll_fn(|cx| {
         loop {
-            // First, as it also forgets the streams that are no more. A new stream is heard only in the next turn.
+            // This comes first, because it also removes streams that have ended. A new stream is first
+            // polled in the next turn.
             match connection.poll_next_inbound(cx)? {
-                // The agent is not to open any.
+                // The agent must not open streams.
                 Poll::Ready(Some(uninvited)) => {
                     drop(uninvited);
                     continue;
                 }
-                Poll::Ready(None) if asked.is_closed() => return Poll::Ready(Ok(())),
+                Poll::Ready(None) if requests.is_closed() => return Poll::Ready(Ok(())),
                 Poll::Ready(None) => return Poll::Ready(Err(ConnectionError::Closed)),
                 Poll::Pending => {}
             }
             if next.is_none() {
-                match asked.poll_recv(cx) {
+                match requests.poll_recv(cx) {
                     Poll::Ready(None) => return Poll::Ready(Ok(())),
-                    Poll::Ready(ask) => next = ask,
+                    Poll::Ready(request) => next = request,
                     Poll::Pending => return Poll::Pending,
                 }
             }
             let Poll::Ready(stream) = connection.poll_new_outbound(cx)? else {
                 return Poll::Pending;
             };
-            // Whoever asked may have gone: then the stream is dropped, and so closed.
-            let _ = next.take().map(|ask: Ask| ask.send(stream));
+            // If the client hung up meanwhile, this drops the stream, which closes it.
+            let _ = next.take().map(|request: Request| request.send(stream));
         }
     })
     .await?;
-    // An agent that does not read does not hear it, and is not waited for.
+    // An agent that does not read misses the close, so do not wait for it.
     let close = poll_fn(|cx| connection.poll_close(cx));
     let closed = tokio::time::timeout(grace, close).await;
     closed.map_err(io::Error::from)?
 }
 
-/// Copies between a client and a stream of its own. An error is theirs alone; a client that is dropped sees its end.
-pub async fn carry(mut client: local::Accepted, asks: mpsc::Sender<Ask>) -> Option<()> {
-    let (ask, answer) = oneshot::channel();
-    // Either fails when the agent has gone.
-    asks.send(ask).await.ok()?;
+/// Copies between a client and its stream. An error affects no other client. Dropping `client` closes
+/// its connection.
+pub async fn carry(mut client: local::Accepted, requests: mpsc::Sender<Request>) -> Option<()> {
+    let (request, answer) = oneshot::channel();
+    // Both fail once the agent has hung up.
+    requests.send(request).await.ok()?;
     let mut stream = answer.await.ok()?.compat();
-    // The agent hears of a stream with its first data, not with its end. So there is some, of no bytes: a client may
-    // send nothing and end its direction, or wait for the agent to begin.
+    // A stream's first data announces it to the agent; its end alone does not. So send an empty
+    // write: the client may end its direction at once, or wait for the agent to speak first.
     let _nothing = stream.write(&[]).await.ok()?;
     let copied = local::copy(&mut client, &mut stream).await;
     drop(client);
-    // Dropping the stream tells the agent to stop, but not if this direction has ended in order: then it would wait
-    // for room for ever. So the rest is read, for nobody.
+    // Dropping the stream tells the agent to stop, unless this direction has already ended cleanly.
+    // Then the agent would wait for room forever, so read and discard the rest.
     if copied.is_err() && stream.get_ref().is_write_closed() {
         tokio::io::copy(&mut stream, &mut tokio::io::sink())
             .await

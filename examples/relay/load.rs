@@ -1,4 +1,4 @@
-//! Clients that all talk at once, and check what they get, among others that behave badly.
+//! The load: clients that all talk at once and check every byte, and others that behave badly.
 
 use std::io;
 use std::path::PathBuf;
@@ -13,80 +13,85 @@ use tokio::time::timeout;
 
 use super::{Result, channel, local};
 
-/// The others begin when the last of these is dropped.
-type Begin = mpsc::Sender<()>;
+/// The talking clients start once all of these are dropped.
+type Ready = mpsc::Sender<()>;
 
 const STALLING: usize = 4;
 const TALKING: usize = 140;
-/// One in so many of those that talk vanishes.
+/// One in this many talking clients vanishes.
 const VANISHING: usize = 10;
 
-const LONGEST: usize = 20_000;
+/// In bytes, of a message.
+const MAX_LENGTH: usize = 20_000;
 const WINDOW: usize = yamux::DEFAULT_CREDIT as usize;
 
-/// Says how the clients fared; an error if one got something else than it sent, or was starved.
+/// Returns a report. Fails if a client receives other bytes than it sent, or is starved.
 pub async fn run(address: PathBuf, rounds: usize, stop: oneshot::Sender<()>) -> Result<String> {
-    // If in this time none has come to its end, they are starved. It says nothing about how fast they are.
+    // Clients are starved if none finishes within this time. The limit is no measure of speed.
     let patience = Duration::from_secs(60 + rounds as u64);
-    // These are there before the others, and all the time.
-    let (begin, mut begun) = mpsc::channel(1);
-    let mut held = JoinSet::new();
+    // These clients connect before the others and stay connected.
+    let (ready, mut all_ready) = mpsc::channel(1);
+    let mut staying = JoinSet::new();
     for client in 0..STALLING {
-        held.spawn(stall(client, address.clone(), begin.clone()));
+        staying.spawn(stall(client, address.clone(), ready.clone()));
     }
-    held.spawn(idle(address.clone(), begin));
-    timeout(patience, begun.recv()).await?;
+    staying.spawn(idle(address.clone(), ready));
+    timeout(patience, all_ready.recv()).await?;
 
     let done: Arc<[AtomicUsize]> = (0..TALKING).map(|_| AtomicUsize::new(0)).collect();
     let mut clients = JoinSet::new();
     for client in 0..TALKING {
         clients.spawn(talk(client, rounds, address.clone(), Arc::clone(&done)));
     }
-    let (mut bytes, mut last) = (0, None);
+    let (mut bytes, mut slowest) = (0, None);
     while let Some(client) = timeout(patience, clients.join_next()).await? {
         bytes += client??;
-        // When the first is done, how far is the last? Those that wait to be accepted have done none.
+        // When the fastest client is done, how far is the slowest? Clients that still wait in the
+        // backlog have done no round and do not count.
         let done = done.iter().map(|done| done.load(Ordering::Relaxed));
-        if last.is_none() && done.clone().max() == Some(rounds) {
+        if slowest.is_none() && done.clone().max() == Some(rounds) {
             let served = done.filter(|&done| done > 0);
-            last = served.clone().min();
-            // So many were let in at once, and each has its turn long before another one has had so many.
+            slowest = served.clone().min();
+            // The relay accepted this many at once. In 100 rounds of one client, each has had a turn.
             if rounds >= 100 && served.count() < channel::CLIENTS - STALLING - 1 {
                 return Err("a client is starved".into());
             }
         }
     }
-    if held.try_join_next().is_some() {
-        return Err("a client that was to stay has ended".into());
+    if staying.try_join_next().is_some() {
+        return Err("the relay closed a stalled or idle connection".into());
     }
 
     drop(stop);
     let mut full = None;
     while local::ENDS_WRITES
-        && let Some(sent) = timeout(patience, held.join_next()).await?
+        && let Some(sent) = timeout(patience, staying.join_next()).await?
     {
         full = full.max(Some(sent??));
     }
     Ok(format!(
-        "{TALKING} clients, {rounds} rounds, {bytes} bytes there and back; when the first was done, the last had done \
-         {}; one in {VANISHING} vanished; {STALLING} more never read, and could write {} bytes at most",
-        last.unwrap_or(0),
+        "clients that talk: {TALKING}, {rounds} rounds each; one in {VANISHING} vanishes\n\
+         bytes echoed: {bytes}\n\
+         rounds of the slowest client when the fastest was done: {}\n\
+         clients that never read: {STALLING}; each could write at most {} bytes",
+        slowest.unwrap_or(0),
         full.map_or("(not known)".into(), |full| full.to_string()),
     ))
 }
 
 fn message(seed: usize, from: usize, length: usize) -> Vec<u8> {
-    // A prime, so that parts that are lost or change places are noticed.
+    // The period is a prime, so lost or swapped parts show.
     let bytes = (from..from + length).map(|at| ((at + seed) % 251) as u8);
     bytes.collect()
 }
 
 fn check(client: usize, ok: bool) -> io::Result<()> {
-    let error = || io::Error::other(format!("client {client}: not what was sent"));
+    let error = || io::Error::other(format!("client {client} received other bytes than it sent"));
     ok.then_some(()).ok_or_else(error)
 }
 
-/// Sends, and reads the same; each round another length. One that vanishes goes in the middle, its answer on the way.
+/// Sends messages of different lengths and checks each echo. A client that vanishes does so halfway,
+/// while an echo is on its way.
 async fn talk(
     client: usize,
     rounds: usize,
@@ -100,7 +105,7 @@ async fn talk(
             write.write_all(&message(client, 0, WINDOW)).await?;
             return Ok(bytes);
         }
-        let length = (client * 7919 + round * 104_729) % LONGEST;
+        let length = (client * 7919 + round * 104_729) % MAX_LENGTH;
         let sent = message(client + round, 0, length);
         let mut received = vec![0; length];
         tokio::try_join!(write.write_all(&sent), read.read_exact(&mut received))?;
@@ -115,30 +120,32 @@ async fn talk(
     Ok(bytes)
 }
 
-/// Writes and never reads, until the relay ends it. Says how much it could write.
-async fn stall(client: usize, address: PathBuf, begin: Begin) -> io::Result<usize> {
+/// Writes without reading until the relay closes the connection. Returns how much it could write.
+async fn stall(client: usize, address: PathBuf, ready: Ready) -> io::Result<usize> {
     let mut stream = local::connect(&address).await?;
-    // That much there is room for on the way, whatever the system's own buffers are.
+    // This much always fits on the way, whatever the system's own buffers hold.
     stream.write_all(&message(client, 0, WINDOW)).await?;
-    drop(begin);
+    drop(ready);
     let mut sent = WINDOW;
-    while let Ok(more) = stream.write(&message(client, sent, LONGEST)).await {
+    while let Ok(more) = stream.write(&message(client, sent, MAX_LENGTH)).await {
         sent += more;
         if sent > 16 * WINDOW {
-            return Err(io::Error::other("it is kept somewhere, without a bound"));
+            return Err(io::Error::other(
+                "unread bytes are buffered without a bound",
+            ));
         }
     }
-    // What had come until then; it may end with an error.
+    // Reads what arrived before the end. The end may be an error.
     let mut received = Vec::new();
     let _ = stream.read_to_end(&mut received).await;
     check(client, received == message(client, 0, received.len()))?;
     Ok(sent)
 }
 
-/// Is content with its connection, until the relay ends it.
-async fn idle(address: PathBuf, begin: Begin) -> io::Result<usize> {
+/// Sends nothing, and waits until the relay closes the connection.
+async fn idle(address: PathBuf, ready: Ready) -> io::Result<usize> {
     let mut stream = local::connect(&address).await?;
-    drop(begin);
+    drop(ready);
     // The end may be an error.
     let read = stream.read(&mut [0]).await.unwrap_or(0);
     check(0, read == 0).map(|()| 0)

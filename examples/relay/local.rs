@@ -1,4 +1,4 @@
-//! Where clients on this machine connect.
+//! The address that clients on this machine connect to.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ pub use windows::*;
 #[cfg(unix)]
 mod unix {
     use tempfile::TempDir;
-    /// Each direction ends by itself. An error ends both.
+    /// Each direction ends separately. An error ends both.
     pub use tokio::io::copy_bidirectional as copy;
     use tokio::net::{UnixListener, UnixStream};
 
@@ -19,13 +19,13 @@ mod unix {
 
     pub type Accepted = UnixStream;
 
-    /// A client may end its own direction and go on reading.
+    /// Whether a client can end its own direction and keep reading.
     pub const HALF_CLOSES: bool = true;
 
-    /// A write that waits ends when the other side goes.
+    /// Whether a pending write ends when the other side hangs up.
     pub const ENDS_WRITES: bool = true;
 
-    /// The directory, which nobody else can enter, is removed with it.
+    /// The socket lies in a directory that no other user can enter. Dropping the listener removes it.
     pub struct Listener {
         socket: UnixListener,
         _directory: TempDir,
@@ -60,17 +60,18 @@ mod windows {
 
     pub type Accepted = NamedPipeServer;
 
-    /// A pipe has one end for both directions.
+    /// No: a pipe has one end for both directions.
     pub const HALF_CLOSES: bool = false;
 
-    /// Under Wine a write that waits does not.
+    /// No: under Wine, a pending write does not end when the other side hangs up.
     pub const ENDS_WRITES: bool = false;
 
-    /// There is always an instance that waits for a client.
+    /// Always holds one instance that waits for a client.
     pub struct Listener(NamedPipeServer, PathBuf);
 
     impl Listener {
-        /// All processes share the names of pipes: this one cannot be guessed, nor be there before.
+        /// All processes share the names of pipes. So the name is random, and `bind` fails if it
+        /// is taken.
         pub fn bind() -> io::Result<(Self, PathBuf)> {
             let address = PathBuf::from(format!(r"\\.\pipe\relay-{:016x}", getrandom::u64()?));
             let mut options = ServerOptions::new();
@@ -85,8 +86,8 @@ mod windows {
         }
     }
 
-    /// Another client may have taken the instance that waits. Nothing tells when there is one again; trying from time
-    /// to time is what tokio's documentation of `ClientOptions` has, too.
+    /// Another client may have taken the waiting instance. Windows does not report when the next
+    /// one is ready, so retry, as tokio's documentation of `ClientOptions` does.
     pub async fn connect(address: &Path) -> io::Result<NamedPipeClient> {
         const ERROR_PIPE_BUSY: i32 = 231;
         loop {
@@ -99,7 +100,7 @@ mod windows {
         }
     }
 
-    /// Whichever direction ends first ends the other: a client cannot be told of one alone.
+    /// The direction that ends first ends the other, because a pipe cannot close one alone.
     pub async fn copy(
         client: &mut Accepted,
         stream: &mut (impl AsyncRead + AsyncWrite + Unpin),

@@ -1,4 +1,4 @@
-//! Which device file is the port of a name.
+//! Finds the device file of a port by the port's name.
 
 use std::fs;
 use std::io;
@@ -8,41 +8,44 @@ use super::uevents::Uevents;
 
 const PORTS: &str = "/sys/class/virtio-ports";
 
-/// What `open` makes of the device file of the port with this name, once there is one. The kernel sends an event when
-/// a port has come, and when it has learned the port's name; udev another when it has made the device file.
-pub(super) async fn appears<T>(
+/// Waits for the device file of the port called `name`, and opens it with `open`.
+///
+/// The kernel sends an event when a port appears, and again when it learns the port's name. udev sends
+/// one after it has created the device file.
+pub(super) async fn open_when_present<T>(
     name: &str,
     open: impl Fn(PathBuf) -> io::Result<T>,
 ) -> io::Result<T> {
-    let look = || -> io::Result<Option<T>> {
-        let Some(device) = named(Path::new(PORTS), name)? else {
+    let try_open = || -> io::Result<Option<T>> {
+        let Some(device) = device_of(Path::new(PORTS), name)? else {
             return Ok(None);
         };
         match open(Path::new("/dev").join(device)) {
-            // Not made yet.
+            // Not created yet.
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             opened => opened.map(Some),
         }
     };
-    // Most often it is there, and a process that may not open such a socket need not.
-    if let Some(opened) = look()? {
+    // The port is usually there already. Then a process needs no right to open a netlink socket.
+    if let Some(opened) = try_open()? {
         return Ok(opened);
     }
-    // Before the next look, so that none comes between a look and the wait.
+    // Listen before the next try, so that no event is lost between that try and the wait.
     let uevents = Uevents::listen()?;
     loop {
-        if let Some(opened) = look()? {
+        if let Some(opened) = try_open()? {
             return Ok(opened);
         }
-        uevents.any().await?;
+        uevents.wait().await?;
     }
 }
 
-fn named(ports: &Path, wanted: &str) -> io::Result<Option<PathBuf>> {
+/// The device of the port called `wanted`, such as `vport0p1`.
+fn device_of(ports: &Path, wanted: &str) -> io::Result<Option<PathBuf>> {
     let entries = match fs::read_dir(ports) {
         Ok(entries) => entries,
         // No virtio-console device yet.
-        Err(error) if error.kind() == io::ErrorKind::NotFound && has_parent(ports) => {
+        Err(error) if error.kind() == io::ErrorKind::NotFound && sysfs_is_mounted(ports) => {
             return Ok(None);
         }
         Err(error) => {
@@ -52,7 +55,7 @@ fn named(ports: &Path, wanted: &str) -> io::Result<Option<PathBuf>> {
     };
     for entry in entries {
         let entry = entry?;
-        // A port without a name, or one that has gone meanwhile.
+        // The port has no name, or was removed just now.
         let Ok(name) = fs::read_to_string(entry.path().join("name")) else {
             continue;
         };
@@ -63,8 +66,8 @@ fn named(ports: &Path, wanted: &str) -> io::Result<Option<PathBuf>> {
     Ok(None)
 }
 
-/// Not if `/sys` is not mounted.
-fn has_parent(ports: &Path) -> bool {
+/// Whether the directory above `ports` exists. It always does in a mounted sysfs.
+fn sysfs_is_mounted(ports: &Path) -> bool {
     ports.parent().is_some_and(Path::is_dir)
 }
 
@@ -73,10 +76,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_port_is_known_by_its_whole_name() {
+    fn port_matches_only_its_whole_name() {
         let class = tempfile::tempdir().unwrap();
         let ports = class.path().join("virtio-ports");
-        assert_eq!(named(&ports, "agent").unwrap(), None);
+        assert_eq!(device_of(&ports, "agent").unwrap(), None);
         for (device, name) in [
             ("vport0p1", Some("agents\n")),
             ("vport0p2", None),
@@ -88,16 +91,16 @@ mod tests {
                 fs::write(port.join("name"), name).unwrap();
             }
         }
-        let found = ["agent", "agents", "agen", ""].map(|name| named(&ports, name).unwrap());
+        let found = ["agent", "agents", "agen", ""].map(|name| device_of(&ports, name).unwrap());
         let device = |name: &str| Some(PathBuf::from(name));
         assert_eq!(found, [device("vport1p1"), device("vport0p1"), None, None]);
     }
 
     #[test]
-    fn without_sysfs_there_is_an_error_and_no_wait() {
+    fn missing_sysfs_is_an_error() {
         let root = tempfile::tempdir().unwrap();
         let ports = root.path().join("class/virtio-ports");
-        let error = named(&ports, "agent").unwrap_err();
+        let error = device_of(&ports, "agent").unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
         assert!(error.to_string().contains("class/virtio-ports"), "{error}");
     }

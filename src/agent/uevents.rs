@@ -1,4 +1,4 @@
-//! The kernel's and udev's word that a device has come or changed.
+//! Events from the kernel and from udev: a device was added or has changed.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -8,13 +8,13 @@ use rustix::net::netlink::{self, SocketAddrNetlink};
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType};
 use tokio::io::unix::AsyncFd;
 
-/// The groups that the kernel sends to, and udev when it has done its part.
+/// The multicast groups: the kernel sends to 1, and udev to 2 once it has handled the kernel's event.
 const KERNEL_AND_UDEV: u32 = 1 | 2;
 
 pub(super) struct Uevents(AsyncFd<OwnedFd>);
 
 impl Uevents {
-    /// From here on, none is missed.
+    /// Starts to listen. No event after this call is missed.
     pub(super) fn listen() -> io::Result<Self> {
         let socket = rustix::net::socket_with(
             AddressFamily::NETLINK,
@@ -26,17 +26,18 @@ impl Uevents {
         super::register(socket).map(Self)
     }
 
-    /// Waits until there has been one, of whatever device: a reason to look, and no more is made of it. Takes all
-    /// that have come.
-    pub(super) async fn any(&self) -> io::Result<()> {
+    /// Waits for an event of any device, and takes all that are queued.
+    ///
+    /// An event only says that it is time to look again, so its content is ignored.
+    pub(super) async fn wait(&self) -> io::Result<()> {
         let mut event = [0; 4096];
-        let mut have_come = false;
-        while !have_come {
+        let mut received = false;
+        while !received {
             let mut guard = self.0.readable().await?;
             loop {
                 match rustix::net::recv(self.0.get_ref(), &mut event, RecvFlags::empty()) {
-                    // Some came that there was no room for.
-                    Ok(_) | Err(Errno::NOBUFS) => have_come = true,
+                    // `NOBUFS`: events came that the socket had no room for.
+                    Ok(_) | Err(Errno::NOBUFS) => received = true,
                     Err(Errno::INTR) => {}
                     Err(Errno::AGAIN) => break,
                     Err(error) => return Err(error.into()),

@@ -1,4 +1,4 @@
-//! Something that happens once, for a thread to wait for.
+//! An event that happens once, for threads to wait for.
 
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
@@ -15,7 +15,7 @@ impl Latch {
         self.changed.notify_all();
     }
 
-    /// Blocks until it is set or `limit` is over.
+    /// Blocks until it is set, for at most `limit`.
     pub(crate) fn wait(&self, limit: Duration) {
         let set = self.set.lock().unwrap_or_else(PoisonError::into_inner);
         let _set = self

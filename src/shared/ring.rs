@@ -1,48 +1,44 @@
-//! One direction's bytes: a queue of recycled chunks, bounded in bytes and in chunks.
+//! One direction's bytes: a queue of chunks, bounded in bytes.
 //!
-//! A write copies its bytes once, into the **open** chunk, and moves that to the queue of **full**
-//! ones when it has no room left; so small writes share a chunk, and each chunk in the queue is
-//! full. That is what bounds the memory whatever sizes the guest writes: at most `slots` full
-//! chunks (twice that while over the bound, see [`Admit::Over`]), the open one, two in the reader's
-//! hands; and the slots themselves. Storage comes from a [`Pool`] and goes back to it, all of it
-//! when there is nothing to read. The host may also give whole [`Bytes`](bytes::Bytes), which are
-//! queued as they are.
+//! A write copies its bytes once, into the **open** chunk. When that is full, it moves to the queue of **full**
+//! chunks. So small writes share a chunk, and memory is bounded whatever sizes the guest writes. Storage comes
+//! from a [`Pool`] and goes back to it, all of it once there is nothing to read. The host may also write whole
+//! [`Bytes`], which are queued as they are.
 //!
-//! The open chunk is the writer's, under its lock, which is held while guest memory is read and may
-//! so be held for long. A reader that finds no full chunk takes the open one if that lock is free,
-//! and leaves the writer the storage it has read out last. If it is not free, there is nothing to
-//! read *yet*: whoever has held the writer's lock [announces](Ring::write) it afterwards, also if
-//! nothing was written. So neither side waits for the other while that is at its bytes. The writer
-//! takes the reader's lock only when the reader has gone.
+//! The open chunk belongs to the writer, under the writer's lock. The writer holds that lock while it copies
+//! guest memory, which may take long. A reader that finds no full chunk tries that lock and takes the open chunk
+//! if it gets it, leaving the writer the storage that it has just emptied. If it does not get the lock, there is
+//! nothing to read *yet*: everyone who held the writer's lock notifies the reader afterwards, even if nothing was
+//! written. So neither side waits while the other copies. The writer takes the reader's lock only once the reader
+//! has gone.
 //!
-//! A reader may also take a chunk away as [`Bytes`](bytes::Bytes), without a copy. Its bytes then
-//! count against the bound until the last handle to them is dropped; so what is **read** and what is
-//! **released** are two positions. A handle to a chunk that was only peeked at counts for nothing.
+//! A reader may take a chunk away as [`Bytes`] without a copy. Its bytes count against the bound until the last
+//! handle to them is dropped. So **read** and **released** are two positions. Peeking at a chunk changes neither.
 //!
-//! What each side writes is on cache lines of its own, and the writer looks at the reader's only
-//! when the room it knows of does not do.
+//! Each side's counters have cache lines of their own, and the writer looks at the reader's only when the room
+//! that it knows of is not enough.
 //!
-//! Waking is the caller's business.
+//! Nothing here wakes anyone: that is the caller's part, see [`ConsoleSharedState`](super::ConsoleSharedState).
 
 #![deny(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
-mod chunk;
 #[cfg(all(test, tokio_krun_loom))]
-#[allow(clippy::unwrap_used, reason = "no thread of krun's runs models")]
+#[allow(clippy::unwrap_used, reason = "krun's threads do not run models")]
 mod models;
 mod reader;
 mod writer;
 
 use std::fmt;
-use std::sync::Arc;
+use std::mem;
+use std::sync::{Arc, LazyLock};
 
+use bytes::{Buf, Bytes};
 use crossbeam_utils::CachePadded;
 
-use super::pool::Pool;
 use crate::stats::RingStats;
-use crate::sync::{ArrayQueue, AtomicBool, AtomicU64, Mutex, Ordering};
-use chunk::Chunk;
+use crate::sync::{ArrayQueue, AtomicBool, AtomicU64, Mutex, Ordering, lock};
 use reader::Reader;
+pub(crate) use reader::{ReadChunk, Unread};
 use writer::Writer;
 pub(crate) use writer::{Admit, Refused};
 
@@ -55,45 +51,43 @@ pub(crate) struct Ring {
     taken: CachePadded<Taken>,
     ends: CachePadded<Ends>,
     capacity: u64,
+    /// As many full chunks as the capacity makes, rounded up.
+    chunks: usize,
 }
 
-/// Moved by the writer, under its lock.
+/// Changed by the writer, under its lock.
 #[derive(Default)]
 struct Put {
-    /// Bytes admitted since the start: the position of the next byte to be written.
+    /// Bytes written since the start: the position of the next byte to write.
     written: AtomicU64,
-    /// Chunks that were begun.
-    chunks: AtomicU64,
-    /// The most bytes there have been in the ring.
+    /// The most bytes that were in the ring at once.
     high_water: AtomicU64,
 }
 
-/// Moved by the reader, under its lock but for `released`.
+/// Changed by the reader, under its lock except for `released`.
 #[derive(Default)]
 struct Taken {
-    /// Bytes taken out since the start: the position of the next byte to be read.
+    /// Bytes read since the start: the position of the next byte to read.
     read: AtomicU64,
-    /// Bytes that count no longer. The same as `read`, but for what was taken away as [`Bytes`].
+    /// Bytes that no longer count against the bound: those read, except those still held as [`Bytes`].
     released: AtomicU64,
-    /// Chunks that have come to the reader's hands.
-    chunks: AtomicU64,
 }
 
-/// What changes seldom.
+/// What seldom changes.
 struct Ends {
     /// The writer has ended: after the bytes that are left comes the end.
     closed: AtomicBool,
-    /// The writer's side was ended by bytes that found no room.
+    /// The writer was ended because bytes found no room.
     cut_off: AtomicBool,
-    /// The reader has gone: nothing that is written will be read.
+    /// The reader has gone: nothing written from now on is read.
     abandoned: AtomicBool,
-    /// Where reading ended, if the reader has gone.
+    /// The position at which the reader went.
     abandoned_at: AtomicU64,
-    /// Room that the last write was short of, if it was refused.
+    /// The room that the last write needed, if it was refused.
     wanted: AtomicU64,
     /// Writes that found no room.
     refused: AtomicU64,
-    /// Of the bytes read, those that went to nobody.
+    /// Bytes that counted as read but went to nobody.
     swept: AtomicU64,
     /// Bytes that were accepted and thrown away, or never read.
     discarded: AtomicU64,
@@ -102,12 +96,12 @@ struct Ends {
 impl Ring {
     /// Neither number is zero, and `capacity` is at least `chunk_size`.
     pub(crate) fn new(capacity: usize, chunk_size: usize) -> Self {
-        let slots = capacity.div_ceil(chunk_size);
+        let chunks = capacity.div_ceil(chunk_size);
         Self {
-            // Twice the slots for `Admit::Over`, or for chunks that are half full (see
-            // `write_bytes`), and the two that `room` keeps back.
-            full: ArrayQueue::new(slots.saturating_mul(2).saturating_add(2)),
-            pool: Pool::for_chunks(chunk_size, slots),
+            // Room for twice the capacity in full chunks (`Admit::Quiesced`), or for the capacity in full chunks
+            // and as many that are not full (`write_bytes`), and for the open chunk at the end.
+            full: ArrayQueue::new(chunks.saturating_mul(2).saturating_add(2)),
+            pool: Pool::for_chunks(chunk_size, chunks),
             writer: CachePadded::new(Mutex::new(Writer::default())),
             reader: CachePadded::new(Mutex::new(Reader::default())),
             put: CachePadded::default(),
@@ -123,6 +117,7 @@ impl Ring {
                 discarded: AtomicU64::new(0),
             }),
             capacity: capacity as u64,
+            chunks,
         }
     }
 }
@@ -136,11 +131,11 @@ impl Ring {
     }
 
     pub(crate) fn is_closed(&self) -> bool {
-        // Acquire: what its writer did before is seen.
+        // Acquire: makes visible what its writer did before.
         self.ends.closed.load(Ordering::Acquire)
     }
 
-    /// To be asked at the end: whether bytes were lost there.
+    /// Whether bytes were lost at the end. Ask only after reading the end.
     pub(crate) fn is_cut_off(&self) -> bool {
         self.ends.cut_off.load(Ordering::Relaxed)
     }
@@ -149,15 +144,15 @@ impl Ring {
         self.ends.abandoned.load(Ordering::Relaxed)
     }
 
-    /// Too few bytes to keep a chunk's storage, or its slot, for them alone.
+    /// Too few bytes to spend a chunk's storage or a slot on.
     fn is_small(&self, length: usize) -> bool {
-        length < self.pool.chunk_size() / 2
+        length < self.pool.chunk_size / 2
     }
 
     /// Bytes that count against the bound.
     fn queued(&self) -> u64 {
-        // First, and pairs with `release`: who sees that bytes were released also sees that they were
-        // written, so the difference is never negative.
+        // First, and pairs with `release`: whoever sees that bytes were released also sees that they were written,
+        // so the difference is never negative.
         let released = self.taken.released.load(Ordering::Acquire);
         self.put
             .written
@@ -165,39 +160,27 @@ impl Ring {
             .wrapping_sub(released)
     }
 
-    /// Room for bytes, to anyone but a writer, which has [a way of its own](Self::admit).
+    /// Bytes that fit now. A writer has its own way, [`admit`](Self::admit).
     fn room(&self) -> u64 {
-        self.room_under(self.capacity, self.queued(), self.free_slots())
+        self.capacity.saturating_sub(self.queued())
     }
 
-    fn room_under(&self, bound: u64, queued: u64, free_slots: usize) -> u64 {
-        // A push may need a chunk more than its bytes fill, and `write_bytes` one more for the
-        // open chunk. This limits only a writer of half-filled chunks: full ones meet the bound
-        // in bytes first.
-        let chunks = free_slots.saturating_sub(2) as u64;
-        bound
-            .saturating_sub(queued)
-            .min(chunks.saturating_mul(self.pool.chunk_size() as u64))
-    }
-
-    fn free_slots(&self) -> usize {
-        self.full.capacity().saturating_sub(self.full.len())
+    /// Returns storage to the pool.
+    pub(crate) fn recycle(&self, chunk: Chunk) {
+        if let Chunk::Own(bytes, _) = chunk {
+            self.pool.put(bytes);
+        }
     }
 
     pub(crate) fn stats(&self) -> RingStats {
-        // First, as in `queued`, and pairs with the store in `current`.
-        let taken = self.taken.chunks.load(Ordering::Acquire);
-        let begun = self.put.chunks.load(Ordering::Relaxed);
         RingStats {
             queued: self.queued(),
-            chunks_queued: usize::try_from(begun.wrapping_sub(taken)).unwrap_or(usize::MAX),
             high_water: self.put.high_water.load(Ordering::Relaxed),
             bytes: self
                 .taken
                 .read
                 .load(Ordering::Relaxed)
                 .saturating_sub(self.ends.swept.load(Ordering::Relaxed)),
-            chunks: taken,
             full: self.ends.refused.load(Ordering::Relaxed),
             discarded: self.ends.discarded.load(Ordering::Relaxed),
             ..RingStats::default()
@@ -214,5 +197,105 @@ impl fmt::Debug for Ring {
             .field("closed", &self.ends.closed)
             .field("abandoned", &self.ends.abandoned)
             .finish_non_exhaustive()
+    }
+}
+
+/// A piece of the stream.
+pub(crate) enum Chunk {
+    /// The ring's own storage, and how much of it was read.
+    Own(Vec<u8>, usize),
+    /// The caller's bytes, queued as they were written. Dropping them may run the caller's code.
+    Given(Bytes),
+    /// The ring's own storage while the reader has handles to it: a [`Lent`] inside.
+    Lent(Bytes),
+}
+
+impl Chunk {
+    pub(crate) fn rest(&self) -> &[u8] {
+        match self {
+            Self::Own(bytes, taken) => bytes.get(*taken..).unwrap_or_default(),
+            Self::Given(bytes) | Self::Lent(bytes) => bytes,
+        }
+    }
+
+    /// `count` is at most the length of `rest`.
+    fn advance(&mut self, count: usize) {
+        match self {
+            Self::Own(_, taken) => *taken = taken.saturating_add(count),
+            Self::Given(bytes) | Self::Lent(bytes) => bytes.advance(count),
+        }
+    }
+}
+
+/// A chunk's storage behind a [`Bytes`]: the last handle returns it to the pool.
+struct Lent {
+    bytes: Vec<u8>,
+    taken: usize,
+    pool: Arc<Pool>,
+}
+
+impl AsRef<[u8]> for Lent {
+    fn as_ref(&self) -> &[u8] {
+        self.bytes.get(self.taken..).unwrap_or_default()
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        self.pool.put(mem::take(&mut self.bytes));
+    }
+}
+
+/// The usual size of a chunk, in bytes: two descriptors of a Linux guest.
+pub(crate) const USUAL_CHUNK: usize = 64 * 1024;
+
+/// The most bytes that the process's pool keeps. Further storage is freed.
+const POOL_BYTES: usize = 32 * 1024 * 1024;
+
+/// Storage of chunks, empty and ready for use. Chunks of the usual size share one pool for the process.
+struct Pool {
+    chunk_size: usize,
+    /// The most chunks it keeps.
+    most: usize,
+    /// Each empty, with a capacity of `chunk_size`.
+    free: Mutex<Vec<Vec<u8>>>,
+}
+
+impl Pool {
+    /// `most` is for a pool of other than the usual size.
+    fn for_chunks(chunk_size: usize, most: usize) -> Arc<Self> {
+        static USUAL: LazyLock<Arc<Pool>> =
+            LazyLock::new(|| Arc::new(Pool::new(USUAL_CHUNK, POOL_BYTES / USUAL_CHUNK)));
+        if chunk_size == USUAL_CHUNK {
+            Arc::clone(&USUAL)
+        } else {
+            Arc::new(Self::new(chunk_size, most))
+        }
+    }
+
+    fn new(chunk_size: usize, most: usize) -> Self {
+        Self {
+            chunk_size,
+            most,
+            free: Mutex::new(Vec::new()),
+        }
+    }
+
+    fn take(&self) -> Vec<u8> {
+        let free = lock(&self.free).pop();
+        free.unwrap_or_else(|| Vec::with_capacity(self.chunk_size))
+    }
+
+    /// Takes storage back. Ignores a vector without any.
+    fn put(&self, mut bytes: Vec<u8>) {
+        if bytes.capacity() == 0 {
+            return;
+        }
+        // Bytes are only ever appended, so no old byte is ever shown.
+        bytes.clear();
+        let mut free = lock(&self.free);
+        if free.len() < self.most {
+            free.push(bytes);
+        }
     }
 }

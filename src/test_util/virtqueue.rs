@@ -1,4 +1,4 @@
-//! The port's two virtqueues with the guest's driver on one side and krun's workers on the other.
+//! The port's two virtqueues, between the guest's driver and krun's workers.
 
 use std::collections::VecDeque;
 use std::io;
@@ -11,13 +11,13 @@ use tokio::sync::Notify;
 
 /// Descriptors in each queue: krun's `DEFAULT_QUEUE_SIZE`.
 const QUEUE_SIZE: usize = 32;
-/// A buffer that Linux offers the host to fill.
+/// The size of a buffer that Linux offers the host to fill.
 const RX_BUFFER: usize = 4096;
-/// The most that Linux puts into one descriptor.
+/// The most bytes that Linux puts into one descriptor.
 const TX_BUFFER: usize = 32 * 1024;
 
 #[derive(Debug)]
-pub(crate) struct Virtqueues {
+pub(super) struct Virtqueues {
     state: Mutex<State>,
     tx_completed: Notify,
 }
@@ -27,9 +27,11 @@ struct State {
     guest_connected: bool,
     host_gone: bool,
     powered_off: bool,
-    /// Buffers with RX data for the guest, and how much of the first one was read.
+    /// Buffers that krun has filled for the guest.
     rx_used: VecDeque<Vec<u8>>,
+    /// How many bytes of the first one the guest has read.
     rx_taken: usize,
+    /// Descriptors that the guest has sent and krun has not taken yet.
     tx_avail: VecDeque<Vec<u8>>,
     /// The TX worker holds a descriptor.
     tx_busy: bool,
@@ -52,7 +54,7 @@ impl State {
         }
     }
 
-    /// Descriptors that the guest may not use.
+    /// How many descriptors the guest cannot reuse yet.
     fn tx_in_use(&self) -> usize {
         self.tx_avail.len() + usize::from(self.tx_busy)
     }
@@ -79,7 +81,7 @@ impl Virtqueues {
 
 /// The guest's driver.
 impl Virtqueues {
-    /// `false` if it is open: Linux lets one process at a time.
+    /// Returns `false` if the port is already open: Linux allows one process at a time.
     pub(super) fn open(&self) -> bool {
         !std::mem::replace(&mut self.state().guest_connected, true)
     }
@@ -145,7 +147,7 @@ impl Virtqueues {
     /// Waits until krun's end has taken every descriptor.
     pub(super) async fn drained(&self) {
         loop {
-            // Before the look, so that none after it is missed.
+            // Before looking at the state, so that no completion after it is missed.
             let completed = self.tx_completed.notified();
             if self.state().tx_in_use() == 0 {
                 return;
@@ -157,51 +159,51 @@ impl Virtqueues {
 
 /// krun's workers.
 impl Virtqueues {
-    /// Which threads to unpark when a descriptor becomes available.
-    pub(crate) fn set_threads(&self, rx_thread: Thread, tx_thread: Thread) {
+    /// Sets the threads to unpark when a descriptor becomes available.
+    pub(super) fn set_threads(&self, rx_thread: Thread, tx_thread: Thread) {
         let mut state = self.state();
         state.rx_thread = Some(rx_thread);
         state.tx_thread = Some(tx_thread);
     }
 
-    /// An empty buffer to fill, if the guest offers one.
-    pub(crate) fn pop_rx(&self) -> Option<Vec<u8>> {
-        // Each buffer that the guest has not yet read is one that it does not offer.
+    /// Takes a buffer to fill, if the guest offers one.
+    pub(super) fn pop_rx(&self) -> Option<Vec<u8>> {
+        // A buffer that the guest has not read yet is not on offer.
         let offers = self.state().rx_used.len() < QUEUE_SIZE;
         offers.then(|| vec![0; RX_BUFFER])
     }
 
-    /// Gives a filled buffer to the guest, which throws it away while its port is closed.
-    pub(crate) fn complete_rx(&self, buffer: Vec<u8>) {
+    /// Gives a filled buffer to the guest. While its port is closed, the guest discards it.
+    pub(super) fn complete_rx(&self, buffer: Vec<u8>) {
         let mut state = self.state();
         if state.guest_connected {
             state.rx_used.push_back(buffer);
         }
     }
 
-    /// Interrupts the guest: its driver looks at what was completed. Until then it does not know.
-    pub(crate) fn signal_used_queue(&self) {
+    /// Interrupts the guest. Only then does its driver look at what was completed.
+    pub(super) fn signal_used_queue(&self) {
         let mut state = self.state();
         State::wake(&mut state.reader);
         State::wake(&mut state.writer);
     }
 
     /// Tells the guest that the host has closed the port.
-    pub(crate) fn close_host(&self) {
+    pub(super) fn close_host(&self) {
         self.state().host_gone = true;
         self.signal_used_queue();
     }
 
-    /// The next descriptor that the guest transmits.
-    pub(crate) fn pop_tx(&self) -> Option<Vec<u8>> {
+    /// Takes the next descriptor that the guest has sent.
+    pub(super) fn pop_tx(&self) -> Option<Vec<u8>> {
         let mut state = self.state();
         let descriptor = state.tx_avail.pop_front()?;
         state.tx_busy = true;
         Some(descriptor)
     }
 
-    /// Gives the descriptor that was transmitted back to the guest.
-    pub(crate) fn complete_tx(&self) {
+    /// Gives a sent descriptor back to the guest.
+    pub(super) fn complete_tx(&self) {
         self.state().tx_busy = false;
         self.tx_completed.notify_waiters();
     }

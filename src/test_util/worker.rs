@@ -1,4 +1,4 @@
-//! A thread that tells when it ends, and whether by a panic.
+//! A thread that you can wait for asynchronously, and that reports whether it panicked.
 
 use std::io;
 use std::thread::{self, Thread};
@@ -6,14 +6,14 @@ use std::thread::{self, Thread};
 use tokio::sync::oneshot;
 
 #[derive(Debug)]
-pub(crate) struct Worker {
+pub(super) struct Worker {
     thread: Thread,
-    /// Dropped by the thread when it ends; a value says that it did not panic.
+    /// Receives a value when the thread ends without a panic, and closes if it panics.
     ended: Option<oneshot::Receiver<()>>,
 }
 
 impl Worker {
-    pub(crate) fn start(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<Self> {
+    pub(super) fn start(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<Self> {
         let (end, ended) = oneshot::channel();
         let thread = thread::Builder::new().name(name.into()).spawn(move || {
             work();
@@ -25,24 +25,26 @@ impl Worker {
         })
     }
 
-    pub(crate) fn thread(&self) -> Thread {
+    pub(super) fn thread(&self) -> Thread {
         self.thread.clone()
     }
 
-    pub(crate) fn unpark(&self) {
+    pub(super) fn unpark(&self) {
         self.thread.unpark();
     }
 
-    pub(crate) fn has_panicked(&mut self) -> bool {
+    pub(super) fn has_panicked(&mut self) -> bool {
         let ended = self.ended.as_mut().map(oneshot::Receiver::try_recv);
         matches!(ended, Some(Err(oneshot::error::TryRecvError::Closed)))
     }
 
-    /// Waits until it has ended.
-    pub(crate) async fn end(&mut self) {
+    /// Wakes the thread and waits until it has ended.
+    pub(super) async fn end(&mut self) {
         self.unpark();
         if let Some(ended) = self.ended.take() {
-            ended.await.expect("a worker of the guest has panicked");
+            ended
+                .await
+                .expect("a worker of the guest panicked: see its message above");
         }
     }
 }

@@ -1,6 +1,6 @@
-//! What several test files need; it asserts nothing about the crate.
+//! Shared by the test files. Asserts nothing about the crate.
 
-#![allow(dead_code)] // each test file uses its own part
+#![allow(dead_code)] // each test file uses only a part
 
 use std::future::{Future, poll_fn};
 use std::io::{self, Write};
@@ -13,15 +13,15 @@ use std::{process, thread};
 
 use tokio_krun::{AgentPort, AgentStream, Options};
 
-/// The least capacity, in a few chunks: quick to fill.
+/// The smallest capacity: a few chunks, quick to fill.
 pub(crate) const SMALL: usize = Options::MIN_CAPACITY;
 
-/// Many of something: fewer under Miri, which takes some thousand times as long for each.
+/// `count`, or a sixteenth of it under Miri, which is about a thousand times slower.
 pub(crate) const fn many(count: usize) -> usize {
     if cfg!(miri) { count / 16 } else { count }
 }
 
-/// krun's end, or the guest's end of the rings where krun has no end that can be called.
+/// krun's end of the port. On Windows a test cannot call krun's end, so this is the guest's end of the rings.
 #[cfg(unix)]
 pub(crate) use tokio_krun::AgentConsoleBackend as Backend;
 #[cfg(windows)]
@@ -37,42 +37,42 @@ pub(crate) fn backend(port: AgentPort) -> Backend {
     Backend::new(port)
 }
 
-/// A stream and krun's end of it, with no worker: the test plays krun.
+/// A stream and krun's end of it. No worker thread runs: the test itself plays krun.
 pub(crate) fn pair() -> (AgentStream, Backend) {
     let (stream, port) = Options::new().capacity(SMALL).create().unwrap();
     (stream, backend(port))
 }
 
-/// Ends the process if a test hangs: a lost wake is a failure, not a night at the machine. From a
-/// thread of its own, as the test may hang its runtime.
+/// Runs `test`, and aborts the process if it hangs, so that a lost wake is a failure and not a job that never ends.
+/// Watches from another thread, because the test may block its runtime.
 pub(crate) async fn watchdog<F: Future>(test: F) -> F::Output {
     let _deadline = deadline();
     test.await
 }
 
-/// The same for what is not async, until it is dropped.
+/// Like [`watchdog`], for blocking code. Watches until you drop the sender.
 pub(crate) fn deadline() -> mpsc::Sender<()> {
     let test = thread::current().name().unwrap_or("?").to_owned();
     deadline_unless_it_moves(format!("the test {test}"), || 0)
 }
 
-/// The same for what takes as long as it takes, and counts in `progress`.
+/// Like [`deadline`], for work of any length. Aborts only if `progress` stays the same.
 pub(crate) fn deadline_unless_it_moves(
     what: String,
     progress: impl Fn() -> u64 + Send + 'static,
 ) -> mpsc::Sender<()> {
     let (done, wait) = mpsc::channel();
     if cfg!(miri) {
-        return done; // Miri is slow, and says itself when all threads wait for each other.
+        return done; // Miri is slow, and reports a deadlock itself.
     }
     thread::spawn(move || {
-        // Two minutes, but in turns: a machine that was stopped for as long has had one of them.
+        // Two minutes, as 12 waits of ten seconds. If the machine is suspended, that counts as one wait.
         let (mut before, mut turns) = (progress(), 0);
         while wait.recv_timeout(Duration::from_secs(10)) == Err(mpsc::RecvTimeoutError::Timeout) {
             let now = progress();
             turns = if now == before { turns + 1 } else { 0 };
             if turns == 12 {
-                // Not `eprintln!`: what the test's threads print is kept back for a report that never comes.
+                // Not `eprintln!`: the test harness captures that for its report, which an abort prevents.
                 let _ = writeln!(io::stderr(), "{what} hangs");
                 process::abort();
             }
@@ -82,12 +82,13 @@ pub(crate) fn deadline_unless_it_moves(
     done
 }
 
-/// Whether this is a process in which only the test `name` runs. If not, it has been run in one, and has passed.
+/// Returns true in a process that runs only the test `name`. Otherwise starts such a process, and returns false once
+/// the test has passed there.
 ///
-/// For what is the whole process's: its limits, its descriptors, its memory, its signals.
+/// For tests of what the whole process shares: limits, descriptors, memory, signals.
 pub(crate) fn is_alone(name: &str) -> bool {
     const ALONE: &str = "TOKIO_KRUN_TEST_ALONE";
-    // Miri starts no process.
+    // Miri cannot start a process.
     if cfg!(miri) || std::env::var_os(ALONE).is_some() {
         return true;
     }
@@ -96,30 +97,30 @@ pub(crate) fn is_alone(name: &str) -> bool {
         .env(ALONE, "1")
         .output()
         .unwrap();
-    let said = String::from_utf8_lossy(&child.stdout);
-    // A name that is no test's would pass as well.
-    let passed = child.status.success() && said.contains("1 passed");
+    let stdout = String::from_utf8_lossy(&child.stdout);
+    // The exit status alone is not enough: a name that matches no test succeeds too.
+    let passed = child.status.success() && stdout.contains("1 passed");
     assert!(
         passed,
-        "{name}, alone: {}\n{said}{}",
+        "{name}, alone: {}\n{stdout}{}",
         child.status,
         String::from_utf8_lossy(&child.stderr)
     );
     false
 }
 
-/// Counts in `vain` how often `operation` was polled and was not ready.
-pub(crate) async fn counted<F: Future>(vain: &AtomicU64, operation: F) -> F::Output {
+/// Adds one to `pending_polls` each time that a poll of `operation` returns `Pending`.
+pub(crate) async fn counted<F: Future>(pending_polls: &AtomicU64, operation: F) -> F::Output {
     let mut operation = pin!(operation);
     poll_fn(|cx| {
         let polled = operation.as_mut().poll(cx);
-        vain.fetch_add(u64::from(polled.is_pending()), Ordering::Relaxed);
+        pending_polls.fetch_add(u64::from(polled.is_pending()), Ordering::Relaxed);
         polled
     })
     .await
 }
 
-/// Polls `operation` until it is ready, or drops it when it waits for the `polls`th time.
+/// Polls `operation` until it is ready, or drops it at the `polls`th poll that returns `Pending`.
 pub(crate) async fn cancelled_at<F: Future>(polls: usize, operation: F) -> Option<F::Output> {
     let mut operation = pin!(operation);
     let mut left = polls;
@@ -136,13 +137,13 @@ pub(crate) async fn cancelled_at<F: Future>(polls: usize, operation: F) -> Optio
     })
     .await;
     if output.is_none() {
-        // Whoever is to make it ready needs a turn.
+        // Gives a turn to the task that can make it ready.
         tokio::task::yield_now().await;
     }
     output
 }
 
-/// Bytes in which each position is recognisable.
+/// Pseudorandom bytes, so that a lost, repeated or misplaced byte shows.
 pub(crate) fn pattern(length: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     (0..length)
@@ -159,8 +160,8 @@ pub(crate) fn is_would_block<T>(result: &io::Result<T>) -> bool {
     matches!(result, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
 }
 
-/// Writes from the guest until the ring is full, and says how much fitted. The host must be there:
-/// when it has gone the ring is never full.
+/// Writes from the guest until the ring is full, and returns how many bytes fitted. The stream must be alive:
+/// once it is dropped, the ring never fills.
 pub(crate) fn fill(backend: &Backend) -> usize {
     let mut filled = 0;
     while let Ok(written) = backend.write(&[7; 1024]) {
@@ -169,27 +170,27 @@ pub(crate) fn fill(backend: &Backend) -> usize {
     filled
 }
 
-/// Starts a thread, and returns once it sleeps: what is to wake it has not come too early.
+/// Starts a thread, and returns once it sleeps, so that a wake cannot come too early.
 #[cfg(all(target_os = "linux", not(miri)))]
 pub(crate) fn asleep<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> thread::JoinHandle<T> {
-    let (say, thread) = mpsc::channel();
+    let (sender, receiver) = mpsc::channel();
     let handle = thread::spawn(move || {
-        say.send(rustix::thread::gettid()).unwrap();
+        sender.send(rustix::thread::gettid()).unwrap();
         work()
     });
-    let thread = thread.recv().unwrap().as_raw_nonzero();
+    let thread = receiver.recv().unwrap().as_raw_nonzero();
     let status = format!("/proc/self/task/{thread}/status");
     let sleeps = |status: String| status.lines().any(|line| line.starts_with("State:\tS"));
-    // It has work to do first, and no way to say that it is asleep.
+    // The thread has work to do first, and cannot report that it sleeps.
     while !handle.is_finished() && !std::fs::read_to_string(&status).is_ok_and(sleeps) {
         thread::yield_now();
     }
     handle
 }
 
-/// Elsewhere a thread cannot be seen to sleep.
+/// Elsewhere a test cannot see whether a thread sleeps, so this returns at once.
 #[cfg(any(not(target_os = "linux"), miri))]
 pub(crate) fn asleep<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,

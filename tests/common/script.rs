@@ -1,8 +1,8 @@
-//! Operations on both ends, played on a stream and on two plain queues that are to agree with it.
+//! Plays operations of both ends on a stream and on two plain queues, and checks that the two agree.
 //!
-//! One thread plays krun and the host's tasks, so each outcome is known: how many bytes move, which
-//! ones, and when there is nothing, no room, or an end. What two threads may see is for the loom
-//! models. `tests/model.rs` makes up the operations by chance, `fuzz/` by what they reach.
+//! One thread plays krun and the host's tasks, so each outcome is known: how many bytes move, which ones, and when a
+//! call finds no bytes, no room or an end. The loom models cover races between threads. `tests/model.rs` chooses the
+//! operations at random, `fuzz/` by coverage.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -29,23 +29,13 @@ pub(crate) const SMALL_RING: Setup = Setup {
     hang_up_on_drop: true,
 };
 
-/// The least with chunks of the usual size, from the pool that all streams share: eight, and a bit of one.
 pub(crate) const USUAL_CHUNK: usize = 64 * 1024;
+/// A ring of chunks of the usual size, from the pool that all streams share: eight, and part of a ninth. It is hardly
+/// larger than the smallest such ring.
 pub(crate) const USUAL_RING: Setup = Setup {
     capacity: 8 * USUAL_CHUNK + 1000,
     hang_up_on_drop: true,
 };
-
-impl Setup {
-    fn chunk(self) -> usize {
-        self.capacity.div_ceil(8).min(USUAL_CHUNK)
-    }
-
-    /// Chunks that a ring of full ones has.
-    fn slots(self) -> usize {
-        self.capacity.div_ceil(self.chunk())
-    }
-}
 
 #[derive(Clone, Debug)]
 pub(crate) enum Step {
@@ -55,26 +45,26 @@ pub(crate) enum Step {
     TryRead(usize),
     TryReadBuf(usize),
     TryReadVectored(usize, usize),
-    /// Polled once and dropped if it waits.
+    /// Polled once, and dropped if pending.
     Read(usize),
     FillBuf(usize),
-    /// The next chunk, held on to or not.
+    /// Takes the next chunk, and keeps it if true.
     Chunk(bool),
     DropHeld,
     TryWrite(usize),
     TryWriteVectored(usize, usize),
-    /// Polled once and dropped if it waits.
+    /// Polled once, and dropped if pending.
     Write(usize),
     SendChunk(usize),
     ShutDown,
     HangUp,
     DropRead,
     DropWrite,
-    /// Dropped without an end.
+    /// This and the next drop a half with `forget`, which ends nothing.
     ForgetRead,
     ForgetWrite,
     Reunite,
-    /// Each polled once and dropped if it waits.
+    /// This and the next four are polled once, and dropped if pending.
     Drained,
     Ready,
     PollReadReady,
@@ -84,13 +74,13 @@ pub(crate) enum Step {
     Resume,
 }
 
-/// Plays `steps`, then drops all that is left, and panics where stream and queues differ. Within a runtime.
+/// Plays `steps`, then drops everything. Panics if the stream and the queues differ. Needs a runtime.
 pub(crate) fn play<'a>(setup: Setup, steps: impl IntoIterator<Item = &'a Step>) {
     let mut run = Run::new(setup);
     for step in steps {
         run.play(step);
     }
-    // Whatever has happened: once all is dropped, nothing is left behind.
+    // Whatever the steps were, nothing stays queued once everything is dropped.
     run.held.clear();
     run.read = None;
     run.write = None;
@@ -109,31 +99,31 @@ struct Model {
     host_closed: bool,
     hung_up: bool,
     guest_gone: bool,
-    /// Without having taken all that was written.
+    /// The guest has gone without taking all that the host wrote.
     lost_rx: bool,
-    /// krun has called.
+    /// krun has made its first call.
     guest_opened: bool,
-    /// The host reads no more.
+    /// The host has stopped reading.
     read_stopped: bool,
     quiesced: bool,
-    /// While it was quiesced there were bytes that found no room: none come from behind them.
+    /// While quiesced, the ring had no room for some bytes. The host gets none of those that follow.
     cut_off: bool,
-    /// The guest has read data and not waited since, so a wait comes before the end.
+    /// The guest has read data and not waited since. It has to wait before it reads end of file.
     gave_data: bool,
 }
 
 impl Model {
-    /// The host's side has read everything, and nothing will come.
+    /// The host has read everything, and nothing more will come.
     fn is_tx_over(&self) -> bool {
         self.tx.is_empty() && (self.guest_gone || self.cut_off)
     }
 
-    /// The end of the file, or an error if bytes were lost there.
+    /// Checks for end of file, or for an error if bytes were lost.
     fn check_end(&self, end: io::Result<bool>) {
         if self.cut_off {
             assert_eq!(kind(end), io::ErrorKind::UnexpectedEof);
         } else {
-            assert!(end.unwrap(), "bytes at the end");
+            assert!(end.unwrap(), "bytes instead of end of file");
         }
     }
 
@@ -143,7 +133,7 @@ impl Model {
         self.tx.clear();
     }
 
-    /// The next bytes of those that repeat with a period that shares no factor with any chunk's size.
+    /// The next bytes of a sequence with a period of 251, which shares no factor with any chunk's size.
     fn fresh(&mut self, length: usize) -> Vec<u8> {
         static PERIODS: LazyLock<Vec<u8>> = LazyLock::new(|| {
             let length = 251 + 2 * USUAL_RING.capacity;
@@ -154,7 +144,7 @@ impl Model {
         PERIODS[first..first + length].to_vec()
     }
 
-    /// Bytes that were written and not taken are made again by the next write.
+    /// Goes back over bytes that a write did not take, so that the next write repeats them.
     fn unwrite(&mut self, length: usize) {
         self.next_byte = (self.next_byte + 251 - length % 251) % 251;
     }
@@ -170,7 +160,7 @@ struct Run {
     held: Vec<(Bytes, Vec<u8>)>,
 }
 
-/// By slices: byte by byte takes most of the time of a debug build.
+/// Copies slices: going byte by byte would take most of a debug build's time.
 fn take(queue: &mut VecDeque<u8>, most: usize) -> Vec<u8> {
     let length = most.min(queue.len());
     let (first, second) = queue.as_slices();
@@ -273,25 +263,25 @@ impl Run {
             Step::DropRead => {
                 if self.read.take().is_some() {
                     self.model.stop_reading();
-                    self.drop_with_the_other_half();
+                    self.end_if_both_halves_are_gone();
                 }
             }
             Step::DropWrite => {
                 if self.write.take().is_some() {
                     self.model.host_closed = true;
-                    self.drop_with_the_other_half();
+                    self.end_if_both_halves_are_gone();
                 }
             }
             Step::ForgetRead => {
                 if let Some(half) = self.read.take() {
                     half.forget();
-                    self.drop_with_the_other_half();
+                    self.end_if_both_halves_are_gone();
                 }
             }
             Step::ForgetWrite => {
                 if let Some(half) = self.write.take() {
                     half.forget();
-                    self.drop_with_the_other_half();
+                    self.end_if_both_halves_are_gone();
                 }
             }
             Step::Reunite => match (self.read.take(), self.write.take()) {
@@ -299,11 +289,11 @@ impl Run {
                     let (read, write) = read.reunite(write).unwrap().into_split();
                     (self.read, self.write) = (Some(read), Some(write));
                 }
-                // One was gone, and dropping the other ends the stream.
                 (None, None) => {}
+                // One half was gone already, and dropping the other ends the stream.
                 (read, write) => {
                     drop((read, write));
-                    self.drop_with_the_other_half();
+                    self.end_if_both_halves_are_gone();
                 }
             },
             Step::Drained => self.drained(),
@@ -343,8 +333,8 @@ impl Run {
         self.check();
     }
 
-    /// The stream ends with its last half, however that was dropped.
-    fn drop_with_the_other_half(&mut self) {
+    /// The stream ends with its last half, even if that was forgotten.
+    fn end_if_both_halves_are_gone(&mut self) {
         if self.read.is_none() && self.write.is_none() {
             self.model.stop_reading();
             self.model.host_closed = true;
@@ -352,14 +342,12 @@ impl Run {
         }
     }
 
-    /// Whether a write of one byte would be taken, or would fail.
+    /// Checks `is_writable`: it means that a write of one byte would be taken, or would fail.
     fn check_writable(&self, is_writable: bool) {
         if self.model.host_closed || self.model.guest_gone {
             assert!(is_writable);
-        } else if self.model.rx.len() == self.setup.capacity {
-            assert!(!is_writable);
-        } else if self.handle.stats().rx.chunks_queued < self.setup.slots() {
-            assert!(is_writable);
+        } else {
+            assert_eq!(is_writable, self.model.rx.len() < self.setup.capacity);
         }
     }
 
@@ -367,7 +355,7 @@ impl Run {
         let Some(half) = &self.write else { return };
         match poll_once(half.drained()) {
             Poll::Ready(Ok(())) => {
-                // If the guest has gone, it had taken all before.
+                // If the guest has gone, it took everything first.
                 assert!(self.model.rx.is_empty() && !self.model.lost_rx);
             }
             Poll::Ready(Err(error)) => {
@@ -405,12 +393,12 @@ impl Run {
     fn check(&self) {
         let stats = self.handle.stats();
         assert_eq!(stats.tx.discarded, self.model.discarded);
-        // Twice the capacity, if it was ever quiesced.
+        // Up to twice the capacity, because the stream may have been quiesced.
         assert!(stats.tx.queued <= 2 * self.setup.capacity as u64);
         assert!(stats.rx.queued <= self.setup.capacity as u64);
         let held: usize = self.held.iter().map(|(bytes, _)| bytes.len()).sum();
         assert!(stats.tx.queued >= self.model.tx.len() as u64);
-        // Those that were copied do not count.
+        // Held chunks that were copied do not count.
         assert!(stats.tx.queued <= (self.model.tx.len() + held) as u64);
         if !self.model.guest_gone {
             assert_eq!(stats.rx.queued, self.model.rx.len() as u64);
@@ -423,7 +411,7 @@ impl Run {
     fn guest_write(&mut self, length: usize) {
         let Some(backend) = &self.backend else { return };
         if length == 0 {
-            // Takes its time by design, and is tested with the other rules of krun's threads.
+            // This is slow by design. `tests/backend.rs` tests it with the other rules of krun's threads.
             return;
         }
         let bytes = self.model.fresh(length);
@@ -463,14 +451,17 @@ impl Run {
         } else if !model.rx.is_empty() {
             let expected: Vec<u8> = take(&mut model.rx, length);
             let read = read.unwrap();
-            assert!(buffer[..read] == expected, "{read} bytes to the guest");
-            // Only krun's own calls need a wait between the last bytes and the end.
+            assert!(
+                buffer[..read] == expected,
+                "the guest read {read} bytes, some of them wrong"
+            );
+            // Only krun's own calls need a wait between the last bytes and end of file.
             model.gave_data = cfg!(unix);
         } else if model.hung_up && !model.gave_data {
             assert_eq!(read.unwrap(), 0);
         } else {
             assert_eq!(kind(read), io::ErrorKind::WouldBlock);
-            // krun waits, and asks for this at each wait.
+            // Here krun waits, and asks for the descriptor at each wait.
             #[cfg(unix)]
             backend.read_wake_fd();
             model.gave_data = false;
@@ -493,7 +484,7 @@ impl Run {
             assert_eq!(kind(result), io::ErrorKind::WouldBlock);
         } else {
             let expected: Vec<u8> = take(&mut model.tx, limit);
-            assert!(result.unwrap() == expected, "bytes to the host");
+            assert!(result.unwrap() == expected, "wrong bytes in a read");
         }
     }
 
@@ -519,7 +510,7 @@ impl Run {
         let now = rest.min(first.len());
         expected.extend_from_slice(&first[..now]);
         expected.extend_from_slice(&second[..rest - now]);
-        assert!(shown == expected, "bytes that were shown");
+        assert!(shown == expected, "wrong bytes from `fill_buf`");
     }
 
     fn chunk(&mut self, hold: bool) {
@@ -536,7 +527,7 @@ impl Run {
                 let chunk = chunk.unwrap();
                 assert!(!chunk.is_empty());
                 let expected: Vec<u8> = take(&mut self.model.tx, chunk.len());
-                assert!(chunk == expected, "a chunk to the host");
+                assert!(chunk == expected, "wrong bytes in a chunk");
                 if hold {
                     self.held.push((chunk, expected));
                 }
@@ -551,7 +542,6 @@ impl Run {
     ) {
         let Some(half) = &mut self.write else { return };
         let bytes = self.model.fresh(length);
-        let stats = self.handle.stats().rx;
         let result = write(half, &bytes);
         let room = self.setup.capacity - self.model.rx.len();
         let written = if self.model.host_closed || self.model.guest_gone {
@@ -563,22 +553,10 @@ impl Run {
         } else if length == 0 {
             assert_eq!(result.unwrap(), 0);
             0
-        } else if stats.chunks_queued < self.setup.slots() {
+        } else {
             let written = result.unwrap();
             assert_eq!(written, length.min(room));
             written
-        } else {
-            // Half-filled chunks may have used up the slots.
-            match result {
-                Ok(written) => {
-                    assert!((1..=length.min(room)).contains(&written));
-                    written
-                }
-                refused => {
-                    assert_eq!(kind(refused), io::ErrorKind::WouldBlock);
-                    0
-                }
-            }
         };
         self.model.rx.extend(&bytes[..written]);
         self.model.unwrite(length - written);
@@ -592,7 +570,7 @@ impl Run {
             let polled = tokio_test::task::spawn(chunks.send(item)).poll();
             let _rest_is_lost = chunks.into_inner();
             match polled {
-                // An empty item is nothing to send, also to a guest that has gone.
+                // An empty item succeeds even if the guest has gone. `write_with` expects what an empty write returns.
                 Poll::Ready(Ok(())) if bytes.is_empty() => half.try_write(&[]),
                 Poll::Ready(Ok(())) => Ok(bytes.len()),
                 Poll::Ready(Err(error)) => Err(error),

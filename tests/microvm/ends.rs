@@ -1,6 +1,5 @@
-//! What the guest sees of the host's end, and the host of the guest's: the rows of the table in
-//! `AgentStream`'s documentation. The agent does what the test asks for over a second port
-//! (`agent/src/remote.rs` lists the commands).
+//! Tests what each side sees when the other ends, as the table in `AgentStream`'s documentation
+//! says. Each test sends the agent commands over a second port; `agent/src/remote.rs` lists them.
 
 use std::fmt::Display;
 use std::io;
@@ -16,29 +15,32 @@ use super::scenarios::{MIB, Scenario, generate};
 use super::vm::Vm;
 
 pub(crate) const ALL: &[(&str, Scenario)] = &[
-    ("shutdown_tells_the_guest_nothing", || Box::pin(shutdown())),
-    ("hang_up_is_the_end_for_the_guest", || Box::pin(hang_up())),
-    ("hang_up_stops_a_blocking_writer_for_good", || {
-        Box::pin(hang_up_on_a_writer())
+    ("shutdown_is_invisible_to_guest", || Box::pin(shutdown())),
+    (
+        "hang_up_ends_guest_reads_and_writes",
+        || Box::pin(hang_up()),
+    ),
+    ("hang_up_leaves_blocking_guest_write_stuck", || {
+        Box::pin(hang_up_on_writer())
     }),
-    ("dropped_stream_hangs_up_and_discards", || {
+    ("dropping_stream_hangs_up_and_discards_writes", || {
         Box::pin(drop_stream())
     }),
-    ("dropped_stream_without_hang_up_discards", || {
+    ("dropping_without_hang_up_discards_writes", || {
         Box::pin(drop_stream_silently())
     }),
-    ("dropped_read_half_discards_and_writes_go_on", || {
+    ("dropping_read_half_discards_guest_writes", || {
         Box::pin(drop_read_half())
     }),
-    ("dropped_write_half_tells_the_guest_nothing", || {
+    ("dropping_write_half_is_invisible_to_guest", || {
         Box::pin(drop_write_half())
     }),
-    ("opening_and_draining_are_seen", || {
+    ("host_sees_guest_open_and_drain_port", || {
         Box::pin(open_and_drain())
     }),
 ];
 
-/// The agent, which does what it is asked to.
+/// The agent, under the test's control.
 struct Guest {
     lines: Framed<AgentStream, LinesCodec>,
 }
@@ -53,11 +55,11 @@ fn boot(port: AgentPort) -> (Vm, Guest) {
 impl Guest {
     async fn ask(&mut self, command: &str) -> String {
         self.lines.send(command).await.unwrap();
-        let answer = self.lines.next().await.expect("the guest has gone");
+        let answer = self.lines.next().await.expect("the guest is gone");
         answer.unwrap()
     }
 
-    /// Ends the VM, whose other streams have been dropped.
+    /// Ends the VM. Call this once you have dropped the other streams.
     async fn end(self, mut vm: Vm) {
         drop(self);
         vm.ended().await;
@@ -81,17 +83,17 @@ async fn shutdown() {
         guest.ask(&format!("read {MIB}")).await,
         format!("{MIB} right")
     );
-    assert_eq!(guest.ask("look").await, "nothing");
+    assert_eq!(guest.ask("try-read").await, "nothing");
     assert_eq!(guest.ask("ready").await, "out");
     assert_eq!(guest.ask("write 100000").await, "100000");
     let mut answer = vec![0; 100_000];
     stream.read_exact(&mut answer).await.unwrap();
     assert!(answer == generate(FROM_GUEST, 100_000));
 
-    // A port that is opened anew is told nothing either.
+    // Reopening the port shows the guest nothing either.
     assert_eq!(guest.ask("close").await, "ok");
     assert_eq!(guest.ask("open").await, "ok");
-    assert_eq!(guest.ask("look").await, "nothing");
+    assert_eq!(guest.ask("try-read").await, "nothing");
     assert_eq!(guest.ask("ready").await, "out");
     drop(stream);
     guest.end(vm).await;
@@ -111,17 +113,17 @@ async fn hang_up() {
         format!("{MIB} right")
     );
     assert_eq!(guest.ask("read 1").await, "end of file after 0");
-    assert_eq!(guest.ask("hang-up").await, "ok");
+    assert_eq!(guest.ask("wait-hang-up").await, "ok");
     for _ in 0..2 {
         assert_eq!(guest.ask("ready").await, "in hup");
-        assert_eq!(guest.ask("look").await, "end of file");
+        assert_eq!(guest.ask("try-read").await, "end of file");
         assert_eq!(guest.ask("try-write 100").await, "no room");
         assert_eq!(guest.ask("write 100").await, "hang-up after 0");
         assert_eq!(guest.ask("close").await, "ok");
         assert_eq!(guest.ask("open").await, "ok");
     }
 
-    // What it wrote before can be read.
+    // The host can still read what the guest wrote before.
     let mut written = vec![0; 100_000];
     stream.read_exact(&mut written).await.unwrap();
     assert!(written == generate(FROM_GUEST, 100_000));
@@ -130,18 +132,21 @@ async fn hang_up() {
     guest.end(vm).await;
 }
 
-async fn hang_up_on_a_writer() {
+async fn hang_up_on_writer() {
     const LENGTH: usize = 3 * MIB;
     let (mut stream, port) = Options::new().capacity(64 * 1024).create().unwrap();
     let (vm, mut guest) = boot(port);
     assert_eq!(guest.ask("open blocking").await, "ok");
-    assert_eq!(guest.ask(&format!("write-aside {LENGTH}")).await, "begun");
-    // The ring is full and nothing is read, so the guest's write waits, or soon will.
+    assert_eq!(
+        guest.ask(&format!("write-in-background {LENGTH}")).await,
+        "started"
+    );
+    // The ring is full and the host does not read, so the guest's write waits or soon will.
     vm.calls.tx_waits.notified().await;
     stream.hang_up();
-    assert_eq!(guest.ask("hang-up").await, "ok");
+    assert_eq!(guest.ask("wait-hang-up").await, "ok");
 
-    // Room for all of it does not help: what comes is a part.
+    // Making room for all of it does not help: only a part arrives.
     let mut received = vec![0; 64 * 1024];
     stream.read_exact(&mut received).await.unwrap();
     let rest = async {
@@ -152,18 +157,18 @@ async fn hang_up_on_a_writer() {
         }
     };
     let quiet = tokio::time::timeout(std::time::Duration::from_secs(2), rest).await;
-    quiet.expect_err("the loop has no end");
-    println!("{} of {LENGTH} bytes came", received.len());
+    quiet.expect_err("the loop never ends");
+    println!("{} of {LENGTH} bytes arrived", received.len());
     assert!(received.len() < LENGTH);
     assert!(generate(FROM_GUEST, LENGTH).starts_with(&received));
-    assert_eq!(guest.ask("aside").await, "writing");
+    assert_eq!(guest.ask("background").await, "writing");
     drop(stream);
     guest.end(vm).await;
 }
 
-/// Has the guest write `length` bytes, reads 10,000 of them, and drops `reading` once the ring is full
-/// and the guest waits. Returns the guest's answer.
-async fn drop_in_mid_write(
+/// Tells the guest to write `length` bytes and reads 10,000 of them. Drops `reading` once the ring
+/// is full and the guest waits. Returns the guest's answer.
+async fn drop_mid_write(
     guest: &mut Guest,
     vm: &Vm,
     length: impl Display,
@@ -190,13 +195,13 @@ async fn drop_stream() {
         .write_all(&generate(FROM_HOST, 50_000))
         .await
         .unwrap();
-    let answer = drop_in_mid_write(&mut guest, &vm, LENGTH, stream).await;
-    println!("the guest wrote {LENGTH} bytes: {answer}");
+    let answer = drop_mid_write(&mut guest, &vm, LENGTH, stream).await;
+    println!("the guest's answer to `write {LENGTH}`: {answer}");
     let written = match answer.strip_prefix("hang-up after ") {
         Some(written) => written.parse().unwrap(),
         None => answer.parse().unwrap(),
     };
-    vm.calls.written(written).await;
+    vm.calls.assert_written(written).await;
     assert_eq!(handle.stats().tx.discarded, written - 10_000);
 
     assert_eq!(guest.ask("read 50000").await, "50000 right");
@@ -215,18 +220,18 @@ async fn drop_stream_silently() {
         .write_all(&generate(FROM_HOST, 50_000))
         .await
         .unwrap();
-    let answer = drop_in_mid_write(&mut guest, &vm, LENGTH, stream).await;
+    let answer = drop_mid_write(&mut guest, &vm, LENGTH, stream).await;
     assert_eq!(answer, LENGTH.to_string());
-    vm.calls.written(LENGTH).await;
+    vm.calls.assert_written(LENGTH).await;
     assert_eq!(handle.stats().tx.discarded, LENGTH - 10_000);
 
     assert_eq!(guest.ask("read 50000").await, "50000 right");
     assert_eq!(guest.ask("ready").await, "out");
     assert_eq!(guest.ask("close").await, "ok");
     assert_eq!(guest.ask("open").await, "ok");
-    assert_eq!(guest.ask("look").await, "nothing");
+    assert_eq!(guest.ask("try-read").await, "nothing");
     assert_eq!(guest.ask("write 100000").await, "100000");
-    vm.calls.written(LENGTH + 100_000).await;
+    vm.calls.assert_written(LENGTH + 100_000).await;
     assert_eq!(handle.stats().tx.discarded, LENGTH + 90_000);
     guest.end(vm).await;
 }
@@ -238,21 +243,22 @@ async fn drop_read_half() {
     let (read, mut write) = stream.into_split();
     let (vm, mut guest) = boot(port);
     assert_eq!(guest.ask("open").await, "ok");
-    let answer = drop_in_mid_write(&mut guest, &vm, LENGTH, read).await;
+    let answer = drop_mid_write(&mut guest, &vm, LENGTH, read).await;
     assert_eq!(answer, LENGTH.to_string());
-    vm.calls.written(LENGTH).await;
+    vm.calls.assert_written(LENGTH).await;
     assert_eq!(handle.stats().tx.discarded, LENGTH - 10_000);
     assert_eq!(handle.stats().tx.queued, 0);
     assert_eq!(guest.ask("ready").await, "out");
 
-    // Blocking writes too.
+    // The same holds for blocking writes.
     assert_eq!(guest.ask("close").await, "ok");
     assert_eq!(guest.ask("open blocking").await, "ok");
     let command = format!("write {LENGTH}");
     assert_eq!(guest.ask(&command).await, LENGTH.to_string());
-    vm.calls.written(2 * LENGTH).await;
+    vm.calls.assert_written(2 * LENGTH).await;
     assert_eq!(handle.stats().tx.discarded, 2 * LENGTH - 10_000);
 
+    // The host's writes go on.
     let (answer, ()) = tokio::join!(guest.ask("read 300000"), async {
         write
             .write_all(&generate(FROM_HOST, 300_000))
@@ -277,7 +283,7 @@ async fn drop_write_half() {
         guest.ask(&format!("read {MIB}")).await,
         format!("{MIB} right")
     );
-    assert_eq!(guest.ask("look").await, "nothing");
+    assert_eq!(guest.ask("try-read").await, "nothing");
     assert_eq!(guest.ask("ready").await, "out");
     assert_eq!(guest.ask("write 100000").await, "100000");
     let mut received = vec![0; 100_000];
@@ -303,7 +309,7 @@ async fn open_and_drain() {
     let mut drained = task::spawn(stream.drained());
     assert_pending!(opened.poll());
     assert_pending!(drained.poll());
-    // The guest runs, and has opened its other port.
+    // The guest is up, but has only opened its control port.
     assert_eq!(guest.ask("hello").await, "hello");
     assert_pending!(opened.poll());
     assert!(!stream.has_guest_opened());
@@ -312,12 +318,12 @@ async fn open_and_drain() {
     opened.await.unwrap();
     assert!(stream.has_guest_opened());
 
-    // krun fills the guest's buffers, and waits for others.
-    vm.calls.read(GUEST_HOLDS as u64).await;
+    // krun fills the guest's buffers and waits for more.
+    vm.calls.wait_read(GUEST_HOLDS as u64).await;
     assert_eq!(guest.ask("ready").await, "in out");
     assert_eq!(stream.stats().rx.bytes, GUEST_HOLDS as u64);
     assert_pending!(drained.poll());
-    // Not all, but so much that the rest is in the guest's buffers.
+    // The guest reads all but the last `GUEST_HOLDS` bytes, and its buffers hold those.
     let most = LENGTH - GUEST_HOLDS;
     let answer = guest.ask(&format!("read {most}")).await;
     assert_eq!(answer, format!("{most} right"));

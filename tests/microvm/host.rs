@@ -1,9 +1,10 @@
-//! The stream against a real guest. `tests/microvm/run` builds the guest, gets a kernel and runs
-//! this; without them (plain `cargo test`) every test is reported as ignored, and says why.
+//! Tests the stream against a real guest. `tests/microvm/run` builds the guest, gets a kernel and
+//! runs this program. Plain `cargo test` has neither guest nor kernel: it reports every test as
+//! ignored and says why.
 //!
-//! krun ends the process when the VM ends, with status 0 even if the guest has died. So each test
-//! runs in a child process, and passes only if that ended well *and* left word that the test had
-//! come to its end and the agent had not failed.
+//! When the VM ends, krun ends the process, with status 0 even if the guest died. So each test runs
+//! in a child process. The test passes only if the child exits with status 0 *and* leaves a verdict:
+//! the test reached its end and the agent did not fail.
 
 mod ends;
 #[path = "agent/src/pattern.rs"]
@@ -28,20 +29,18 @@ const PASSED: &str = "passed";
 
 pub(crate) fn main() -> ExitCode {
     if let Ok(name) = env::var(CHILD) {
-        play(&name);
+        run_and_exit(&name);
     }
     let arguments = Arguments::from_args();
     let missing = vm::missing();
     if let (Some(missing), false) = (&missing, arguments.list) {
         eprintln!(
-            "\n*** NOT RUN: the tests against a real microVM ({missing}).\n\
-             *** `tests/microvm/run` runs them, on any x86-64 Linux machine.\n"
+            "\n*** NOT RUN: the tests against a real microVM, because {missing}.\n\
+             *** To run them, use `tests/microvm/run` on any x86-64 Linux machine.\n"
         );
     }
     let trials = tests()
-        .map(|(name, _)| {
-            Trial::test(*name, move || test(name)).with_ignored_flag(missing.is_some())
-        })
+        .map(|(name, _)| Trial::test(*name, move || run(name)).with_ignored_flag(missing.is_some()))
         .collect();
     libtest_mimic::run(&arguments, trials).exit_code()
 }
@@ -58,43 +57,43 @@ fn tests() -> impl Iterator<Item = &'static (&'static str, scenarios::Scenario)>
     .flatten()
 }
 
-/// Runs one test. One is there for what its process reports, a failure of the agent.
-fn test(name: &str) -> Result<(), Failed> {
-    let result = in_child(name);
+/// Runs one test. `AGENT_FAILS` passes only if its agent fails.
+fn run(name: &str) -> Result<(), Failed> {
+    let result = run_in_child(name);
     if name != scenarios::AGENT_FAILS {
         return result;
     }
     match result.as_ref().map_err(Failed::message) {
-        Err(Some("the agent failed: as it was asked to")) => Ok(()),
-        Ok(()) => Err("the agent failed, and its test passed".into()),
+        Err(Some("the agent failed: as requested")) => Ok(()),
+        Ok(()) => Err("the agent failed, but its test passed".into()),
         Err(_) => result,
     }
 }
 
-/// Runs one test in a process that its VM may end.
-fn in_child(name: &str) -> Result<(), Failed> {
-    let verdict = env::temp_dir().join(format!("tokio-krun-{name}-{}", process::id()));
+/// Runs one test in a child process, since krun may end the process.
+fn run_in_child(name: &str) -> Result<(), Failed> {
+    let verdict_file = env::temp_dir().join(format!("tokio-krun-{name}-{}", process::id()));
     let mut child = Command::new(env::current_exe()?)
         .env(CHILD, name)
-        .env(VERDICT, &verdict)
+        .env(VERDICT, &verdict_file)
         .stdin(Stdio::piped())
         .spawn()?;
-    // Closed by the system if this process is killed, at a time limit: see `end_with_parent`.
+    // The system closes it if a time limit kills this process: see `end_with_parent`.
     let _stdin = child.stdin.take();
     let status = child.wait()?;
-    let word = fs::read_to_string(&verdict).unwrap_or_default();
-    let _ = fs::remove_file(&verdict);
+    let verdict = fs::read_to_string(&verdict_file).unwrap_or_default();
+    let _ = fs::remove_file(&verdict_file);
     if !status.success() {
         return Err(format!("the test's process ended with {status}").into());
     }
-    match &*word {
+    match &*verdict {
         PASSED => Ok(()),
-        "" => Err("the VM ended the process before the test had come to its end".into()),
+        "" => Err("the VM ended the process before the test reached its end".into()),
         failure => Err(format!("the agent {failure}").into()),
     }
 }
 
-/// Ends this process when its parent has gone, whatever becomes of the test.
+/// Ends this process when its parent dies, even if the test hangs.
 fn end_with_parent() {
     thread::spawn(|| {
         let _ = io::stdin().read(&mut [0]);
@@ -102,20 +101,20 @@ fn end_with_parent() {
     });
 }
 
-/// Plays one test to its end, and ends the process.
-fn play(name: &str) -> ! {
+/// Runs one test to its end, then ends the process.
+fn run_and_exit(name: &str) -> ! {
     let (_, scenario) = tests()
         .find(|(known, _)| *known == name)
-        .expect("the parent names a test of ours");
+        .expect("the parent passed an unknown test name");
     end_with_parent();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
         .build()
-        .expect("a runtime");
+        .expect("cannot build a runtime");
     runtime.block_on(scenario());
-    let word = vm::agent_failure().unwrap_or_else(|| PASSED.to_owned());
-    let verdict = env::var_os(VERDICT).expect("the parent names the file");
-    fs::write(verdict, word).expect("the verdict can be written");
+    let verdict = vm::agent_failure().unwrap_or_else(|| PASSED.to_owned());
+    let verdict_file = env::var_os(VERDICT).expect("the parent named no verdict file");
+    fs::write(verdict_file, verdict).expect("cannot write the verdict");
     process::exit(0);
 }

@@ -1,6 +1,6 @@
-//! See `host.rs`.
+//! The tests are in `host.rs`.
 
-#[cfg(target_os = "linux")] // the rig boots VMs there only
+#[cfg(target_os = "linux")] // the rig boots VMs on Linux only
 #[path = "host.rs"]
 mod host;
 

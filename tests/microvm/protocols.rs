@@ -1,10 +1,10 @@
-//! Protocols to an agent that has the crate's own end of the port, `tokio_krun::agent::VirtioPort`
+//! Runs protocols against an agent that uses the crate's `tokio_krun::agent::VirtioPort`
 //! (`agent/src/protocols.rs`).
 
 #[path = "../protocols/grpc/client.rs"]
 mod client;
 #[path = "agent/src/grpc.rs"]
-#[expect(dead_code, reason = "it is served in the guest")]
+#[expect(dead_code, reason = "only the guest runs the server")]
 mod service;
 
 use std::future::poll_fn;
@@ -22,12 +22,12 @@ use super::scenarios::{MIB, Scenario, generate};
 use super::vm::Vm;
 
 pub(crate) const ALL: &[(&str, Scenario)] = &[
-    ("messages_in_cbor", || Box::pin(cbor())),
-    ("hang_up_ends_a_write_that_waits_in_the_agent", || {
-        Box::pin(hang_up_on_a_writer())
+    ("cbor_messages_are_answered", || Box::pin(cbor())),
+    ("hang_up_fails_pending_agent_write", || {
+        Box::pin(hang_up_on_writer())
     }),
     ("grpc_streams_both_ways", || Box::pin(grpc())),
-    ("sixty_four_streams_over_one", || Box::pin(mux())),
+    ("yamux_carries_64_streams_over_one_port", || Box::pin(mux())),
 ];
 
 async fn cbor() {
@@ -43,25 +43,25 @@ async fn cbor() {
         let reply: Vec<i64> = ciborium::from_reader(&frame[..]).unwrap();
         assert_eq!(reply, [count, numbers.iter().sum()]);
     }
-    // The agent has failed if its writes do not.
+    // The agent fails its scenario unless its writes now fail.
     frames.get_mut().hang_up();
     assert!(frames.next().await.is_none());
     drop(frames);
     vm.ended().await;
 }
 
-async fn hang_up_on_a_writer() {
+async fn hang_up_on_writer() {
     let (mut stream, port) = Options::new().capacity(64 * 1024).create().unwrap();
     let mut vm = Vm::boot("writer", port);
     stream.read_exact(&mut vec![0; MIB]).await.unwrap();
-    // The ring is full and nothing is read, so the agent's write waits, or soon will.
+    // The ring is full and the host does not read, so the agent's write waits or soon will.
     vm.calls.tx_waits.notified().await;
     stream.hang_up();
     let mut rest = Vec::new();
     stream.read_to_end(&mut rest).await.unwrap();
     assert!(
         MIB + rest.len() < 64 * MIB,
-        "the agent has written it all, so its write did not end for the hang-up"
+        "the agent wrote everything, so the hang-up did not end its write"
     );
     drop(stream);
     vm.ended().await;
@@ -71,7 +71,7 @@ async fn grpc() {
     let (stream, port) = AgentStream::pair().unwrap();
     let mut vm = Vm::boot("grpc", port);
     client::call_all(client::connect(stream).await).await;
-    // With the client its stream has gone, and so the agent's server ends.
+    // The client dropped its stream, which ends the agent's server.
     vm.ended().await;
 }
 
@@ -102,7 +102,7 @@ async fn mux() {
         end = poll_fn(|cx| connection.poll_next_inbound(cx)) => panic!("{:?}", end.map(|end| end.map(drop))),
         _ = futures::future::join_all(users) => {}
     }
-    // Which ends the agent, too.
+    // This ends the agent too.
     poll_fn(|cx| connection.poll_close(cx)).await.unwrap();
     drop(connection);
     vm.ended().await;

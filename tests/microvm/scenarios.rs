@@ -1,4 +1,4 @@
-//! The tests, each with the part of its name that the agent plays (`agent/src/scenario.rs`).
+//! Tests of whole scenarios. For each, the agent runs the guest's side (`agent/src/scenario.rs`).
 
 use std::array;
 use std::fs;
@@ -21,32 +21,39 @@ use super::vm::{Calls, Vm};
 pub(crate) type Scenario = fn() -> Pin<Box<dyn Future<Output = ()>>>;
 
 pub(crate) const ALL: &[(&str, Scenario)] = &[
-    ("greeting_and_echo", || Box::pin(echo("echo"))),
-    ("frames_of_1_byte_to_1_mib", || Box::pin(frames())),
-    ("traffic_of_64_mib_each_way_at_once", || Box::pin(traffic())),
-    ("bytes_sent_before_the_guest_opens_arrive", || {
+    ("guest_greets_and_echoes", || Box::pin(echo("echo"))),
+    ("frames_of_1_byte_to_1_mib_come_back_whole", || {
+        Box::pin(frames())
+    }),
+    ("simultaneous_64_mib_each_way_arrive_intact", || {
+        Box::pin(traffic())
+    }),
+    ("bytes_sent_before_guest_opens_port_arrive", || {
         Box::pin(late_open())
     }),
-    ("last_words_before_power_off_are_read", || {
+    ("bytes_krun_took_before_power_off_are_read", || {
         Box::pin(last_words())
     }),
-    ("exit_with_a_full_ring_after_quiesce", || {
+    ("quiesce_lets_vm_exit_with_full_ring", || {
         Box::pin(exit_after_quiesce())
     }),
-    ("exit_with_a_full_ring_after_drop", || {
+    ("dropping_stream_lets_vm_exit_with_full_ring", || {
         Box::pin(exit_after_drop())
     }),
-    ("a_host_that_stalls_makes_the_guest_wait", || {
+    ("stalled_host_blocks_guest_without_polling", || {
         Box::pin(stall())
     }),
-    ("pause_and_resume_with_a_full_ring", || {
+    ("pause_and_resume_with_full_ring_lose_nothing", || {
         Box::pin(pause_and_resume())
     }),
-    ("four_ports_at_once", || Box::pin(four_ports())),
+    (
+        "four_ports_carry_traffic_at_once",
+        || Box::pin(four_ports()),
+    ),
     (AGENT_FAILS, || Box::pin(agent_fails())),
 ];
 
-pub(crate) const AGENT_FAILS: &str = "an_agent_that_fails_fails_its_test";
+pub(crate) const AGENT_FAILS: &str = "agent_failure_fails_test";
 
 pub(crate) const MIB: usize = 1024 * 1024;
 
@@ -56,7 +63,7 @@ pub(crate) fn generate(seed: u64, length: usize) -> Vec<u8> {
     bytes
 }
 
-/// The agent greets, and sends back what comes.
+/// The agent sends a greeting, then echoes.
 pub(crate) async fn echo(scenario: &str) {
     let (mut stream, port) = AgentStream::pair().unwrap();
     let mut vm = Vm::boot(scenario, port);
@@ -70,7 +77,7 @@ pub(crate) async fn echo(scenario: &str) {
     stream.read_exact(&mut received).await.unwrap();
     assert!(received == sent);
 
-    // The agent ends at the end of the file.
+    // The agent exits at end of file.
     stream.hang_up();
     assert_eq!(stream.read(&mut [0; 8]).await.unwrap(), 0);
     drop(stream);
@@ -90,8 +97,8 @@ async fn frames() {
         assert!(frames.next().await.unwrap().unwrap() == frame);
     }
     frames.send(Bytes::from_static(b"bye")).await.unwrap();
-    // What the guest wrote last before it powered off may be lost in its virtqueue; what arrives
-    // is whole.
+    // The guest's last write before it powers off may be lost in its virtqueue. A frame that
+    // arrives is whole.
     match frames.next().await {
         Some(frame) => assert_eq!(&frame.unwrap()[..], b"bye"),
         None => println!("the guest's last frame was lost in its virtqueue"),
@@ -108,8 +115,7 @@ async fn traffic() {
     vm.ended().await;
 }
 
-/// The host's part of the agent's `traffic`, of `length` bytes each way, over the port with this
-/// number.
+/// Runs the host's side of the agent's `traffic` over port `number`, with `length` bytes each way.
 async fn exchange(stream: AgentStream, number: u64, length: usize) -> AgentStream {
     let (mut reading, sender) = begin_exchange(stream, number, length).await;
     let mut pattern = Pattern::new(FROM_GUEST + number);
@@ -144,25 +150,31 @@ async fn begin_exchange(
     (reading, sender)
 }
 
-/// Reads so many bytes, each of which must be the pattern's next.
+/// Reads `length` bytes. Panics unless they are the next bytes of `pattern`.
 async fn receive(reading: &mut OwnedReadHalf, pattern: &mut Pattern, length: usize) {
     let mut piece = vec![0; 60_000];
     let mut left = length;
     while left > 0 {
         let length = piece.len().min(left);
         let read = reading.read(&mut piece[..length]).await.unwrap();
-        assert_ne!(read, 0, "the guest ended {left} bytes too early");
-        pattern.check(&piece[..read]).expect("the guest's bytes");
+        assert_ne!(read, 0, "the guest ended {left} bytes early");
+        pattern
+            .check(&piece[..read])
+            .expect("wrong byte from the guest");
         left -= read;
     }
 }
 
-/// Holds what the guest says that it received against what was sent, and reads to the end.
+/// Compares the guest's report with what the host sent, then reads to end of file.
 async fn end_exchange(mut reading: OwnedReadHalf, sender: Sender, length: usize) -> AgentStream {
     let (mut writing, checksum) = sender.await.unwrap();
     assert_eq!(reading.read_u64_le().await.unwrap(), length as u64);
     assert_eq!(reading.read_u32_le().await.unwrap(), checksum);
-    assert_eq!(reading.read_u32_le().await.unwrap(), 1, "the guest's check");
+    assert_eq!(
+        reading.read_u32_le().await.unwrap(),
+        1,
+        "the guest received wrong bytes"
+    );
     writing.write_u8(0).await.unwrap();
     assert_eq!(reading.read(&mut [0; 8]).await.unwrap(), 0);
     reading.reunite(writing).unwrap()
@@ -171,7 +183,7 @@ async fn end_exchange(mut reading: OwnedReadHalf, sender: Sender, length: usize)
 async fn late_open() {
     let (mut stream, port) = AgentStream::pair().unwrap();
     let sent = generate(FROM_HOST, MIB);
-    // All of it is in the ring before there is even a VM.
+    // All of it is in the ring before the VM exists.
     stream.write_all(&sent).await.unwrap();
     let mut vm = Vm::boot("late-open", port);
     let mut received = vec![0; sent.len()];
@@ -181,8 +193,8 @@ async fn late_open() {
     vm.ended().await;
 }
 
-/// Every byte that krun handed over is read, though the guest powered off right after its last
-/// write. What it had still queued is lost: that is krun's to change.
+/// The host reads every byte that krun passed on, although the guest powers off right after its
+/// last write. krun loses the bytes that the guest still had queued; only krun can change that.
 async fn last_words() {
     const LENGTH: usize = 4 * MIB;
     let (mut stream, port) = AgentStream::pair().unwrap();
@@ -191,15 +203,19 @@ async fn last_words() {
     let mut received = Vec::new();
     stream.read_to_end(&mut received).await.unwrap();
 
-    let handed_over = vm.calls.written.load(Ordering::SeqCst);
+    let passed_on = vm.calls.written.load(Ordering::SeqCst);
     println!(
-        "{} of {LENGTH} bytes, all that krun handed over",
+        "read {} of {LENGTH} bytes, all that krun passed on",
         received.len()
     );
-    assert_eq!(received.len() as u64, handed_over);
+    assert_eq!(received.len() as u64, passed_on);
     assert!(generate(FROM_GUEST, LENGTH).starts_with(&received));
-    // 32 descriptors of 32 KiB, krun's default queue.
-    assert!(received.len() >= LENGTH - MIB, "only {}", received.len());
+    // krun's default queue, 32 descriptors of 32 KiB, may be lost.
+    assert!(
+        received.len() >= LENGTH - MIB,
+        "read only {} bytes",
+        received.len()
+    );
     assert_eq!(
         stream.write(b"x").await.unwrap_err().kind(),
         io::ErrorKind::BrokenPipe
@@ -213,13 +229,13 @@ async fn exit_after_quiesce() {
     let handle = port.handle();
     let mut vm = Vm::boot("flood", port);
     stream.read_u8().await.unwrap();
-    // The ring is full; nothing is read meanwhile, so this wait has no end of its own.
+    // The ring is full, and the host reads nothing for now, so krun would wait forever.
     vm.calls.tx_waits.notified().await;
 
     handle.quiesce();
     vm.exit.trigger();
-    // What got through is there, in order, and then the end; or, if the guest was faster than this
-    // reader, an error where its bytes found no room.
+    // The host reads the guest's bytes in order, then end of file. If the guest was faster than
+    // this reader, some bytes found no room; then the host reads an error instead of end of file.
     let mut received = Vec::new();
     if let Err(error) = stream.read_to_end(&mut received).await {
         assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
@@ -229,9 +245,9 @@ async fn exit_after_quiesce() {
     assert!(generate(FROM_GUEST, received.len() + 1)[1..] == received);
     drop(stream);
     vm.ended().await;
-    let handed_over = vm.calls.written.load(Ordering::SeqCst);
+    let passed_on = vm.calls.written.load(Ordering::SeqCst);
     assert_eq!(
-        handed_over,
+        passed_on,
         1 + received.len() as u64 + handle.stats().tx.discarded
     );
 }
@@ -240,7 +256,7 @@ async fn exit_after_drop() {
     let (mut stream, port) = Options::new().capacity(64 * 1024).create().unwrap();
     let mut vm = Vm::boot("flood", port);
     stream.read_u8().await.unwrap();
-    // The ring is full; nothing is read meanwhile, so this wait has no end of its own.
+    // The ring is full, and the host reads nothing for now, so krun would wait forever.
     vm.calls.tx_waits.notified().await;
 
     drop(stream);
@@ -248,7 +264,7 @@ async fn exit_after_drop() {
     vm.ended().await;
 }
 
-/// What Linux says of krun's TX thread.
+/// A field of the status that Linux reports for krun's TX thread.
 fn tx_status(calls: &Calls, field: &str) -> String {
     let thread = calls.tx_thread.load(Ordering::Relaxed);
     let status = fs::read_to_string(format!("/proc/self/task/{thread}/status")).unwrap();
@@ -256,7 +272,7 @@ fn tx_status(calls: &Calls, field: &str) -> String {
     line.unwrap()[field.len()..].trim().to_owned()
 }
 
-/// How often krun's TX thread has gone to sleep, or been put off.
+/// How often krun's TX thread went to sleep, and how often it was preempted.
 fn tx_switches(calls: &Calls) -> (String, String) {
     (
         tx_status(calls, "voluntary_ctxt_switches:"),
@@ -269,7 +285,7 @@ async fn stall() {
     let (mut stream, port) = AgentStream::pair().unwrap();
     let mut vm = Vm::boot("stall", port);
     stream.write_u8(0).await.unwrap();
-    // The ring is full; nothing is read meanwhile, so this is its only wait.
+    // The ring is full, and the host reads nothing for now, so krun's TX thread waits only once.
     vm.calls.tx_waits.notified().await;
     while !tx_status(&vm.calls, "State:").starts_with('S') {
         tokio::task::yield_now().await;
@@ -279,7 +295,10 @@ async fn stall() {
     let before = (tx_switches(&vm.calls), calls());
     tokio::time::sleep(Duration::from_secs(2)).await;
     let after = (tx_switches(&vm.calls), calls());
-    assert_eq!(after, before, "krun's TX thread ran while the host stalled");
+    assert_eq!(
+        after, before,
+        "krun's TX thread ran while the host was stalled"
+    );
 
     let mut received = vec![0; LENGTH];
     stream.read_exact(&mut received).await.unwrap();
@@ -295,26 +314,26 @@ async fn stall() {
     vm.ended().await;
 }
 
-/// A pause stops the vCPUs, not the devices: krun's TX thread sleeps on in a full ring, or goes on
-/// with what the guest has queued.
+/// A pause stops the vCPUs but not the devices. krun's TX thread keeps sleeping while the ring is
+/// full. Once there is room, it passes on what the guest has queued.
 async fn pause_and_resume() {
     const LENGTH: usize = 10 * MIB;
     const CAPACITY: usize = 256 * 1024;
     const ROUNDS: usize = 4;
-    // More than the ring and the guest's queue hold, so that the ring is full again after each.
+    // More than the ring and the guest's queue hold together, so each round fills the ring again.
     const STEP: usize = 2 * MIB;
     let (stream, port) = Options::new().capacity(CAPACITY).create().unwrap();
     let mut vm = Vm::boot("traffic", port);
     let (mut reading, sender) = begin_exchange(stream, 0, LENGTH).await;
     let mut pattern = Pattern::new(FROM_GUEST);
     for round in 0..ROUNDS {
-        // The guest has always more to write, so then krun's TX thread waits.
+        // The guest always has more to write, so krun's TX thread waits once the ring is full.
         while reading.stats().tx.queued < CAPACITY as u64 {
             vm.calls.tx_waits.notified().await;
         }
         let generation = vm.control.pause().unwrap();
         if round % 2 == 0 {
-            // With the vCPU at rest: krun goes on with what the guest has queued.
+            // The vCPU is stopped, but krun passes on what the guest has queued.
             receive(&mut reading, &mut pattern, CAPACITY).await;
             vm.control.resume(generation).unwrap();
             receive(&mut reading, &mut pattern, STEP - CAPACITY).await;
@@ -331,7 +350,7 @@ async fn pause_and_resume() {
     vm.ended().await;
 }
 
-/// Each port's bytes are generated from a seed of its own, so none may stray.
+/// Each port has its own seed, so a byte on the wrong port fails the check.
 async fn four_ports() {
     const LENGTH: usize = 5 * MIB;
     let streams: [_; 4] = array::from_fn(|_| AgentStream::pair().unwrap());
@@ -355,7 +374,7 @@ async fn four_ports() {
     vm.ended().await;
 }
 
-/// All is well here: that the agent has failed stands in its log only (`host.rs` expects to be told).
+/// Nothing fails here: only the agent's log has the failure, and `host.rs` expects to find it there.
 async fn agent_fails() {
     let (stream, port) = AgentStream::pair().unwrap();
     let mut vm = Vm::boot("fail", port);

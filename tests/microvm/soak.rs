@@ -1,5 +1,5 @@
-//! Mixed traffic for as long as one likes: four ports, each used in its own way, with stalls, and a VM
-//! that is paused and resumed all the while.
+//! Mixed traffic for as long as you like: four ports in four styles, some with stalls. Meanwhile the
+//! VM is paused and resumed again and again.
 
 use std::env;
 use std::time::Duration;
@@ -17,20 +17,20 @@ use super::vm::Vm;
 
 pub(crate) const ALL: &[(&str, Scenario)] = &[("soak", || Box::pin(soak()))];
 
-/// How much each port carries each way, in MiB, if another number than the usual is wanted.
+/// The variable that sets how many MiB each port carries each way, instead of `USUAL_AMOUNT`.
 const AMOUNT: &str = "MICROVM_SOAK_MIB";
 const USUAL_AMOUNT: usize = 4;
 
-/// How a port is used.
+/// How the host uses a port.
 #[derive(Clone, Copy)]
 enum Style {
-    /// Large pieces, never waiting for anything else.
+    /// Large pieces without a pause.
     Bulk,
-    /// Pieces of any size, with a pause now and then, in a small ring.
+    /// Pieces of any size, with a pause now and then, through a small ring.
     Moody,
-    /// Without a copy.
+    /// Whole chunks, without a copy.
     Chunked,
-    /// A few bytes at a time, of a part of what the others carry.
+    /// A few bytes at a time, and 1/32 of the amount.
     Dribble,
 }
 
@@ -68,7 +68,8 @@ async fn soak() {
     for task in tasks {
         streams.push(task.await.unwrap());
     }
-    // A pause that meets the VM's end does not return. Before this byte the agent does not end.
+    // A pause while the VM ends would never return, so the pauses stop first. The agent does not
+    // end before it has this byte.
     stop.send(()).unwrap();
     println!("paused and resumed {} times", pauses.await.unwrap());
     for stream in &mut streams {
@@ -96,7 +97,7 @@ async fn pause_now_and_then(control: VmControl, mut stopped: oneshot::Receiver<(
     }
 }
 
-/// The host's part of the agent's `traffic`, but for its last byte.
+/// Runs the host's side of the agent's `traffic`, except for the last byte.
 async fn exchange(
     mut stream: AgentStream,
     number: u64,
@@ -115,8 +116,12 @@ async fn exchange(
     let (writing, checksum) = sender.await.unwrap();
     assert_eq!(reading.read_u64_le().await.unwrap(), length as u64);
     assert_eq!(reading.read_u32_le().await.unwrap(), checksum);
-    assert_eq!(reading.read_u32_le().await.unwrap(), 1, "the guest's check");
-    println!("port {number}: {length} bytes each way, all right");
+    assert_eq!(
+        reading.read_u32_le().await.unwrap(),
+        1,
+        "the guest received wrong bytes"
+    );
+    println!("port {number}: {length} bytes each way, all correct");
     reading.reunite(writing).unwrap()
 }
 
@@ -149,24 +154,27 @@ async fn send(
 async fn receive(reading: &mut OwnedReadHalf, number: u64, style: Style, length: usize) {
     let mut pattern = Pattern::new(FROM_GUEST + number);
     let mut dice = Dice(0x4ead + number);
-    // What a chunk has beyond `length` is the guest's trailer, so chunks are for all but the end.
+    // A chunk that reaches past `length` would hold part of the guest's trailer, so the last MiB
+    // is read without chunks.
     let mut left = length;
     while left > 0 {
         let piece = style.piece(&mut dice).min(left);
         let read = match style {
             Style::Chunked if left > MIB => {
                 let chunk = Chunks::new(&mut *reading).next().await.unwrap().unwrap();
-                pattern.check(&chunk).expect("the guest's bytes");
+                pattern.check(&chunk).expect("wrong byte from the guest");
                 chunk.len()
             }
             _ => {
                 let mut buffer = vec![0; piece];
                 let read = reading.read(&mut buffer).await.unwrap();
-                pattern.check(&buffer[..read]).expect("the guest's bytes");
+                pattern
+                    .check(&buffer[..read])
+                    .expect("wrong byte from the guest");
                 read
             }
         };
-        assert_ne!(read, 0, "the guest ended {left} bytes too early");
+        assert_ne!(read, 0, "the guest ended {left} bytes early");
         left -= read;
         style.pause(&mut dice).await;
     }
@@ -188,7 +196,7 @@ impl Style {
     }
 }
 
-/// The same in each run.
+/// Pseudo-random numbers, the same in each run.
 struct Dice(u64);
 
 impl Dice {

@@ -1,4 +1,5 @@
-//! What the agent's end, `VirtioPort`, promises and only a real port can show (`agent/src/virtio_port.rs`).
+//! Tests promises of the agent's `VirtioPort` that only a real port can show
+//! (`agent/src/virtio_port.rs`).
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -11,23 +12,25 @@ use super::scenarios::{Scenario, echo};
 use super::vm::Vm;
 
 pub(crate) const ALL: &[(&str, Scenario)] = &[
-    ("agent_opens_the_port_when_it_appears", || {
-        Box::pin(echo("appear"))
-    }),
-    ("agent_tries_to_write_while_a_write_waits", || {
+    ("open_waits_for_port_to_appear", || Box::pin(echo("appear"))),
+    ("try_write_leaves_pending_write_its_wake", || {
         Box::pin(tries())
     }),
 ];
 
-/// krun interrupts the guest no sooner than it has to wait for room, or has no more to do, with what it has done
-/// before. If a try took that from the driver, the interrupt would find nothing, and the write would wait on.
+/// A `try_write` must not take the wake of a write that waits.
+///
+/// krun interrupts the guest only when krun must wait for room or has nothing left to do. One
+/// interrupt stands for all the buffers that krun has used until then. If a `try_write` collected
+/// those buffers from the driver, the interrupt would find none, and the waiting write would wait
+/// on.
 async fn tries() {
     const CHUNK: usize = 32 * 1024;
     let (mut stream, port) = Options::new().capacity(2 * CHUNK).create().unwrap();
     let (mut control, control_port) = AgentStream::pair().unwrap();
     let mut vm = Vm::boot_with("tries", [("agent", port), ("control", control_port)]);
     let (mut waits, mut taken) = (0, 0);
-    // The agent boots meanwhile.
+    // This waits while the agent boots.
     let mut word = control.read_u8().await.unwrap();
     loop {
         match word {
@@ -35,12 +38,12 @@ async fn tries() {
             b't' => taken += 1,
             _ => break,
         }
-        // Time for tries between what krun has done and its interrupt.
+        // Leaves time for tries after krun has used a buffer and before it interrupts the guest.
         vm.calls.slow.store(true, Ordering::Relaxed);
-        // The ring has room for the rest of the chunk that krun is at, but not for the next one.
+        // This makes room for the rest of krun's current chunk, but not for the next chunk.
         stream.read_exact(&mut [0; CHUNK]).await.unwrap();
         let next = timeout(Duration::from_secs(60), control.read_u8()).await;
-        word = next.expect("the agent's write has not ended").unwrap();
+        word = next.expect("the agent's write is still waiting").unwrap();
     }
     println!("{waits} writes waited, {taken} tries found room");
     drop((stream, control));

@@ -1,4 +1,4 @@
-//! Booting a microVM with the agent in it, and seeing how it ends.
+//! Boots a microVM that runs the agent, and reports how it ends.
 
 use std::array;
 use std::env;
@@ -15,12 +15,12 @@ use msb_krun::{ConsolePortBackend, ExitHandle, VmBuilder, VmControl};
 use tokio::sync::{Notify, mpsc};
 use tokio_krun::{AgentConsoleBackend, AgentPort};
 
-/// Where libkrunfw, the guest's kernel, is.
+/// The variable with the path of libkrunfw, the guest's kernel.
 const KERNEL: &str = "KRUNFW";
-/// The folder that is the guest's root, with the agent as `/init`.
+/// The variable with the path of the guest's root folder. The agent is `/init` in it.
 const ROOT: &str = "GUEST_ROOT";
 
-/// What keeps a VM from being booted here, if anything does.
+/// The reason why no VM can boot here, or `None`.
 pub(crate) fn missing() -> Option<String> {
     [KERNEL, ROOT]
         .into_iter()
@@ -31,66 +31,68 @@ pub(crate) fn missing() -> Option<String> {
 pub(crate) struct Vm {
     pub(crate) exit: ExitHandle,
     pub(crate) control: VmControl,
-    /// Those of the first port.
+    /// krun's calls to the first port.
     pub(crate) calls: Arc<Calls>,
     ended: mpsc::UnboundedReceiver<i32>,
 }
 
-/// The agent powers off also when its scenario has failed, with nothing but a word of it in its log
-/// (`agent/src/main.rs`): `failed: ` and why.
+/// The line `failed: REASON` from the agent's log, or `None` if the scenario succeeded.
+///
+/// The agent (`agent/src/main.rs`) powers off either way. This line is the only sign of a failure.
 pub(crate) fn agent_failure() -> Option<String> {
-    let root = env::var_os(ROOT).expect("checked by `missing`");
-    let log = fs::read_to_string(Path::new(&root).join("tmp/agent.log")).expect("the agent's log");
+    let root = env::var_os(ROOT).expect("`missing` has checked this");
+    let log = fs::read_to_string(Path::new(&root).join("tmp/agent.log"))
+        .expect("cannot read the agent's log");
     log.lines()
         .find(|line| line.starts_with("failed: "))
         .map(str::to_owned)
 }
 
-/// What krun's threads have done to a port.
+/// Counts what krun's threads do with a port.
 #[derive(Default)]
 pub(crate) struct Calls {
-    /// Bytes that krun handed over.
+    /// Bytes that krun passed on from the guest.
     pub(crate) written: AtomicU64,
     pub(crate) writes: AtomicU64,
     /// Bytes that krun took for the guest.
     pub(crate) read: AtomicU64,
-    /// Bytes have moved.
+    /// Signalled when bytes move.
     moved: Notify,
-    /// A wait for room has begun.
+    /// Signalled when krun starts to wait for room.
     pub(crate) tx_waits: Notify,
-    /// krun's TX thread dawdles before each write.
+    /// Makes krun's TX thread sleep before each write.
     pub(crate) slow: AtomicBool,
-    /// The number of krun's TX thread, once it has written.
+    /// The ID of krun's TX thread; 0 before its first write.
     pub(crate) tx_thread: AtomicU32,
 }
 
 impl Vm {
-    /// Boots a VM whose agent plays `scenario` over `port`, which it knows as "agent".
+    /// Boots a VM whose agent runs `scenario` over `port`. The port's name is "agent".
     pub(crate) fn boot(scenario: &str, port: AgentPort) -> Self {
         Self::boot_with(scenario, [("agent", port)])
     }
 
-    /// Boots a VM whose agent plays `scenario` over `ports`, each with its name.
+    /// Boots a VM whose agent runs `scenario` over several named ports.
     pub(crate) fn boot_with<const N: usize>(
         scenario: &str,
         ports: [(&'static str, AgentPort); N],
     ) -> Self {
-        let (say, ended) = mpsc::unbounded_channel();
+        let (exited, ended) = mpsc::unbounded_channel();
         let calls: [Arc<Calls>; N] = array::from_fn(|_| Arc::default());
-        let last_words =
+        let exit_hook =
             AgentPort::exit_hook_for(ports.iter().map(|(_, port)| port), Duration::from_secs(60));
         let vm = VmBuilder::new()
             .machine(|machine| machine.vcpus(1).memory_mib(256))
             .kernel(|kernel| {
-                let path = env::var_os(KERNEL).expect("checked by `missing`");
+                let path = env::var_os(KERNEL).expect("`missing` has checked this");
                 kernel.krunfw_path(path).init_path("/init")
             })
-            .fs(|fs| fs.root(env::var_os(ROOT).expect("checked by `missing`")))
+            .fs(|fs| fs.root(env::var_os(ROOT).expect("`missing` has checked this")))
             .exec(|exec| exec.path("/init").args([scenario]))
-            .on_exit(last_words)
+            .on_exit(exit_hook)
             .on_exit(move |code| {
-                // The test now ends the process itself.
-                let _ = say.send(code);
+                // Holds krun here while the test ends the process itself.
+                let _ = exited.send(code);
                 thread::sleep(Duration::from_secs(60));
             })
             .console(|console| {
@@ -107,14 +109,14 @@ impl Vm {
                 )
             })
             .build()
-            .expect("the VM can be built");
+            .expect("cannot build the VM");
         let exit = vm.exit_handle();
         let control = vm.control_handle();
         thread::spawn(move || {
-            let error = vm.enter().expect_err("it does not return");
-            panic!("the VM cannot be entered: {error}");
+            let error = vm.enter().expect_err("`enter` returned without an error");
+            panic!("cannot enter the VM: {error}");
         });
-        let calls = calls.into_iter().next().expect("there is a port");
+        let calls = calls.into_iter().next().expect("a VM needs a port");
         Self {
             exit,
             control,
@@ -123,21 +125,17 @@ impl Vm {
         }
     }
 
-    /// Waits until krun has stopped the port and run the exit observers, and would end the
+    /// Waits until krun has stopped the port and run the exit observers. Next, krun would end the
     /// process.
     pub(crate) async fn ended(&mut self) {
-        let code = self
-            .ended
-            .recv()
-            .await
-            .expect("the VM's thread has panicked");
+        let code = self.ended.recv().await.expect("the VM's thread panicked");
         assert_eq!(code, 0, "the VM's exit code");
     }
 }
 
 impl Calls {
-    /// Waits until krun has handed over `count` bytes in all, and asserts that it is no more.
-    pub(crate) async fn written(&self, count: u64) {
+    /// Waits until krun has passed on `count` bytes in all. Panics if there are more.
+    pub(crate) async fn assert_written(&self, count: u64) {
         while self.written.load(Ordering::SeqCst) < count {
             self.moved.notified().await;
         }
@@ -145,14 +143,14 @@ impl Calls {
     }
 
     /// Waits until krun has taken `count` bytes in all.
-    pub(crate) async fn read(&self, count: u64) {
+    pub(crate) async fn wait_read(&self, count: u64) {
         while self.read.load(Ordering::SeqCst) < count {
             self.moved.notified().await;
         }
     }
 }
 
-/// The port's backend, with each call counted.
+/// A port's backend that counts krun's calls.
 struct Counted {
     backend: AgentConsoleBackend,
     calls: Arc<Calls>,

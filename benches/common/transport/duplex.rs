@@ -1,4 +1,4 @@
-//! tokio's in-memory pipe, its other end driven by a thread that parks.
+//! `tokio::io::duplex`. A thread that parks drives the VMM's end.
 
 use std::io;
 use std::pin::Pin;
@@ -35,7 +35,7 @@ impl Transport for Duplex {
     type Output = End<WriteHalf<DuplexStream>>;
 
     fn new(capacity: Option<usize>) -> Channel<Self> {
-        // It has no default.
+        // `duplex` has no default capacity.
         let (host, vmm) = duplex(capacity.unwrap_or(1 << 20));
         let (read, write) = split(host);
         let (input, output) = split(vmm);
@@ -48,6 +48,7 @@ impl Transport for Duplex {
     }
 }
 
+/// Turns a pending poll into `WouldBlock`.
 fn now<T>(poll: Poll<io::Result<T>>) -> io::Result<T> {
     match poll {
         Poll::Ready(result) => result,

@@ -10,7 +10,7 @@ use tokio_krun::{AgentConsoleBackend, Options, OwnedReadHalf, OwnedWriteHalf};
 
 use crate::common::vmm::{Channel, Input, Output, Transport};
 
-/// Spins for so many microseconds before it sleeps.
+/// An `AgentStream` with `Options::busy_poll` of this many microseconds.
 pub(crate) struct KrunSpinning<const MICROSECONDS: u64>;
 
 pub(crate) type Krun = KrunSpinning<0>;
@@ -20,7 +20,7 @@ pub(crate) struct Backend(Arc<AgentConsoleBackend>);
 impl<const MICROSECONDS: u64> Transport for KrunSpinning<MICROSECONDS> {
     const NAME: &'static str = match MICROSECONDS {
         0 => "tokio-krun",
-        _ => "with busy poll",
+        _ => "tokio-krun, busy poll",
     };
     type Read = OwnedReadHalf;
     type Write = OwnedWriteHalf;
@@ -32,7 +32,7 @@ impl<const MICROSECONDS: u64> Transport for KrunSpinning<MICROSECONDS> {
         if let Some(capacity) = capacity {
             options = options.capacity(capacity);
         }
-        let (stream, port) = options.create().expect("a stream");
+        let (stream, port) = options.create().expect("cannot create a stream");
         let (read, write) = stream.into_split();
         let backend = Arc::new(port.into_backend());
         Channel {
@@ -49,11 +49,11 @@ impl Input for Backend {
         self.0.read(buf)
     }
 
-    #[expect(unsafe_code, reason = "krun's trait has a raw descriptor")]
+    #[expect(unsafe_code, reason = "krun's trait returns a raw descriptor")]
     fn wait_until_readable(&mut self) {
-        // SAFETY: the descriptor is the backend's, which outlives this call.
+        // SAFETY: the backend owns the descriptor and outlives this call.
         let wake = unsafe { BorrowedFd::borrow_raw(self.0.read_wake_fd()) };
-        poll(&mut [PollFd::from_borrowed_fd(wake, PollFlags::IN)], None).expect("a wait");
+        poll(&mut [PollFd::from_borrowed_fd(wake, PollFlags::IN)], None).expect("cannot wait");
     }
 }
 

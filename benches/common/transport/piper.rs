@@ -1,4 +1,4 @@
-//! The crate `piper`: a pipe a direction, its other end driven by a thread that parks.
+//! The crate `piper`, one pipe for each direction. A thread that parks drives the VMM's end.
 
 use std::io;
 use std::sync::OnceLock;
@@ -26,7 +26,7 @@ impl Transport for Piper {
     type Output = End<Writer>;
 
     fn new(capacity: Option<usize>) -> Channel<Self> {
-        // It has no default.
+        // piper has no default capacity.
         let capacity = capacity.unwrap_or(1 << 20);
         let (read, output) = pipe(capacity);
         let (input, write) = pipe(capacity);

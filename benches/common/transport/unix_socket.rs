@@ -1,5 +1,5 @@
-//! A Unix socket: tokio's `UnixStream` for the host, and for the VMM what krun's ports over a file
-//! descriptor do: `read`, `write` and `poll(2)`.
+//! A Unix socket. The host uses tokio's `UnixStream`. The VMM's side calls `read`, `write` and
+//! `poll(2)`, as krun's port over a file descriptor does.
 
 use std::io;
 use std::os::unix::net::UnixStream as Socket;
@@ -23,24 +23,26 @@ impl Transport for UnixSocket {
     type Output = Descriptor;
 
     fn new(capacity: Option<usize>) -> Channel<Self> {
-        let (host, vmm) = Socket::pair().expect("a pair of sockets");
+        let (host, vmm) = Socket::pair().expect("cannot create sockets");
         for socket in [&host, &vmm] {
-            socket.set_nonblocking(true).expect("a non-blocking socket");
+            socket
+                .set_nonblocking(true)
+                .expect("cannot set the socket up");
             if let Some(capacity) = capacity {
-                // Linux doubles it for its own bookkeeping, which is counted in. Beyond the system's
-                // bound only root may go; without that the bound is what is compared.
+                // Linux doubles the size, because it counts its own bookkeeping in. Only root may
+                // exceed the system's limit. Without root, the buffer gets that limit.
                 let half = capacity / 2;
                 let _ = sockopt::set_socket_send_buffer_size_force(socket, half)
                     .or_else(|_| sockopt::set_socket_send_buffer_size(socket, half));
             }
         }
         let (read, write) = UnixStream::from_std(host)
-            .expect("a registered socket")
+            .expect("cannot register the socket")
             .into_split();
         Channel {
             read,
             write,
-            input: Descriptor(vmm.try_clone().expect("a descriptor")),
+            input: Descriptor(vmm.try_clone().expect("cannot duplicate the socket")),
             output: Descriptor(vmm),
         }
     }
@@ -48,7 +50,7 @@ impl Transport for UnixSocket {
 
 impl Descriptor {
     fn wait(&self, flags: PollFlags) {
-        poll(&mut [PollFd::new(&self.0, flags)], None).expect("a wait");
+        poll(&mut [PollFd::new(&self.0, flags)], None).expect("cannot wait");
     }
 }
 

@@ -1,104 +1,129 @@
-//! Taking bytes out.
+//! The reader's side of a ring: taking bytes out.
 
 #![deny(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
-mod peer;
-
 use std::mem;
 use std::panic::{self, AssertUnwindSafe};
+use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::Ring;
-use super::chunk::Chunk;
+use super::{Chunk, Lent, Ring};
 use crate::sync::{Ordering, fence, lock, try_lock};
 
 #[derive(Default)]
 pub(super) struct Reader {
-    /// Never empty.
+    /// The chunk that is being read: never an empty one.
     current: Option<Chunk>,
-    /// Storage that was read out, to be given for the next open chunk; or none.
+    /// Storage that was read out, for the writer's next open chunk; or none.
     idle: Vec<u8>,
 }
 
+/// What [`Ring::read_chunk`] has taken away.
+pub(crate) enum ReadChunk {
+    /// Bytes that count no longer; none at the end.
+    Copied(Bytes),
+    /// A chunk that counts against the bound until it is [released](Ring::release).
+    Held(Chunk),
+}
+
 impl Ring {
-    /// Hands up to `limit` bytes to `sink`, in order and piece by piece, and says how many:
-    /// `None` if there are none yet, `Some(0)` at the end. `limit` is not zero.
-    pub(crate) fn read(&self, limit: usize, sink: impl FnMut(&[u8])) -> Option<usize> {
-        self.look(|reader| Some(self.take(reader, limit, sink)).filter(|taken| *taken > 0))
-    }
-
-    /// Takes the rest of the current chunk away: `None` if there is none yet, no bytes at the end.
-    ///
-    /// They count until the handle that `lend` or `hold` makes of them is dropped, which is then to
-    /// [`release`](Self::release) them. Few bytes are copied instead, so that whoever keeps them
-    /// does not keep a whole chunk. `lend` is otherwise as for [`peek`](Self::peek).
-    pub(crate) fn read_bytes(
-        &self,
-        lend: impl FnOnce(Vec<u8>, usize) -> Bytes,
-        hold: impl FnOnce(Bytes) -> Bytes,
-    ) -> Option<Bytes> {
-        self.look(|reader| {
-            let length = self.current(reader)?.rest().len();
-            self.advance_read(length);
-            Some(match reader.current.take()? {
-                chunk if self.is_small(length) => {
-                    let copy = Bytes::copy_from_slice(chunk.rest());
-                    self.release(length);
-                    if let Chunk::Own(bytes, _) = chunk {
-                        self.recycle(reader, bytes);
-                    }
-                    copy
-                }
-                Chunk::Own(bytes, taken) => lend(bytes, taken),
-                Chunk::Lent(bytes) | Chunk::Given(bytes) => hold(bytes),
-            })
-        })
-    }
-
-    /// A handle to the rest of the current chunk, which stays where it is: `None` if there is none
-    /// yet, no bytes at the end.
-    ///
-    /// `lend` makes a handle of the ring's own storage and how much of it has been read; when its
-    /// last clone is dropped, the storage is to be [given back](Self::give_back).
-    pub(crate) fn peek(&self, lend: impl FnOnce(Vec<u8>, usize) -> Bytes) -> Option<Bytes> {
-        self.look(|reader| {
-            let chunk = self.current(reader)?;
-            if let Chunk::Own(bytes, taken) = chunk {
-                *chunk = Chunk::Lent(lend(mem::take(bytes), *taken));
+    /// Copies up to `limit` bytes to `sink`, in order and piece by piece, and returns how many: `None` if there are
+    /// none yet, `Some(0)` at the end. `limit` is not zero.
+    pub(crate) fn read(&self, limit: usize, mut sink: impl FnMut(&[u8])) -> Option<usize> {
+        let closed = self.was_closed();
+        let mut left = limit;
+        loop {
+            let (count, given) = self.take(&mut lock(&self.reader), left, &mut sink);
+            left = left.saturating_sub(count);
+            match given {
+                Some(bytes) => drop_given(bytes),
+                None => break,
             }
-            match chunk {
-                Chunk::Lent(bytes) | Chunk::Given(bytes) => Some(bytes.clone()),
-                Chunk::Own(..) => None,
-            }
-        })
+        }
+        Some(limit.saturating_sub(left)).filter(|read| *read > 0 || closed)
     }
 
-    /// Takes `count` bytes of the current chunk as read, or all it has if it has fewer.
+    /// Takes the rest of the current chunk away: `None` if there is none yet.
+    ///
+    /// A few bytes are copied instead, so that keeping them does not keep a whole chunk.
+    pub(crate) fn read_chunk(&self) -> Option<ReadChunk> {
+        let closed = self.was_closed();
+        let mut reader = lock(&self.reader);
+        if self.current(&mut reader).is_none() {
+            return closed.then(|| ReadChunk::Copied(Bytes::new()));
+        }
+        let chunk = reader.current.take()?;
+        let length = chunk.rest().len();
+        self.advance_read(length);
+        if !self.is_small(length) {
+            return Some(ReadChunk::Held(chunk));
+        }
+        self.release(length);
+        let copy = Bytes::copy_from_slice(chunk.rest());
+        if let Chunk::Own(bytes, _) = chunk {
+            self.keep_idle(&mut reader, bytes);
+        }
+        Some(ReadChunk::Copied(copy))
+    }
+
+    /// A handle to the rest of the current chunk, which stays unread: `None` if there is none yet, no bytes at the
+    /// end.
+    pub(crate) fn peek(&self) -> Option<Bytes> {
+        let closed = self.was_closed();
+        let mut reader = lock(&self.reader);
+        match self.current(&mut reader) {
+            Some(chunk) => Some(self.lend(chunk)),
+            None => closed.then(Bytes::new),
+        }
+    }
+
+    fn lend(&self, chunk: &mut Chunk) -> Bytes {
+        let handle = match chunk {
+            Chunk::Given(bytes) | Chunk::Lent(bytes) => return bytes.clone(),
+            Chunk::Own(bytes, taken) => Bytes::from_owner(Lent {
+                bytes: mem::take(bytes),
+                taken: *taken,
+                pool: Arc::clone(&self.pool),
+            }),
+        };
+        *chunk = Chunk::Lent(handle.clone());
+        handle
+    }
+
+    /// Counts `count` bytes of the current chunk as read, or all of it if it is shorter.
     pub(crate) fn consume(&self, count: usize) {
         let mut reader = lock(&self.reader);
-        let length = reader.current.as_ref().map_or(0, |s| s.rest().len());
-        self.take(&mut reader, count.min(length), |_| {});
+        let length = reader.current.as_ref().map_or(0, |c| c.rest().len());
+        let (_, given) = self.take(&mut reader, count.min(length), &mut |_| {});
+        drop(reader);
+        given.into_iter().for_each(drop_given);
     }
 
-    /// Whether there is something to read, or the end: `None` if not yet. What is found comes into
-    /// the reader's hands, where the writer cannot take it back to append to it.
+    /// Whether there is something to read, or `Some(false)` at the end: `None` if neither yet. The chunk that is
+    /// found becomes the reader's, so the writer cannot take it back to append to it.
     pub(crate) fn is_readable(&self) -> Option<bool> {
-        self.look(|reader| {
-            self.current(reader)?;
-            Some(true)
-        })
+        let closed = self.was_closed();
+        match self.current(&mut lock(&self.reader)) {
+            Some(_) => Some(true),
+            None => closed.then_some(false),
+        }
     }
 
-    /// The end is `T`'s default.
-    fn look<T: Default>(&self, find: impl FnOnce(&mut Reader) -> Option<T>) -> Option<T> {
-        // Before the look, and pairs with the store in `close`: a look after it misses nothing
-        // that was written before the close.
-        let closed = self.ends.closed.load(Ordering::Acquire);
-        find(&mut lock(&self.reader)).or_else(|| closed.then(T::default))
+    /// Whether the writer has ended. Each look asks this **first**, and pairs with the store in `end`: a look after
+    /// it misses nothing that was written before the end.
+    fn was_closed(&self) -> bool {
+        self.ends.closed.load(Ordering::Acquire)
     }
 
-    fn take(&self, reader: &mut Reader, limit: usize, mut sink: impl FnMut(&[u8])) -> usize {
+    /// Takes up to `limit` bytes out. Stops at the end of bytes that are not the ring's own and returns them too, to
+    /// be dropped once the reader is unlocked; the caller then goes on.
+    fn take(
+        &self,
+        reader: &mut Reader,
+        limit: usize,
+        sink: &mut impl FnMut(&[u8]),
+    ) -> (usize, Option<Bytes>) {
         let mut left = limit;
         while left > 0 {
             let Some(chunk) = self.current(reader) else {
@@ -107,34 +132,28 @@ impl Ring {
             let rest = chunk.rest();
             let (part, later) = rest.split_at(rest.len().min(left));
             let (count, is_read_out) = (part.len(), later.is_empty());
-            // It may be the caller's code, and panic: until it returns, nothing has been read.
+            // If this panics, nothing was read.
             sink(part);
             left = left.saturating_sub(count);
             chunk.advance(count);
-            // First: who sees that all was read finds the room that it has made.
+            // First: whoever sees that all was read finds the room that this made.
             self.release(count);
             self.advance_read(count);
             if is_read_out {
                 match reader.current.take() {
-                    Some(Chunk::Own(bytes, _)) => self.recycle(reader, bytes),
-                    Some(Chunk::Given(bytes)) => drop_foreign(bytes),
+                    Some(Chunk::Own(bytes, _)) => self.keep_idle(reader, bytes),
+                    Some(Chunk::Given(bytes)) => return (limit.saturating_sub(left), Some(bytes)),
                     Some(Chunk::Lent(_)) | None => {}
                 }
             }
         }
-        limit.saturating_sub(left)
+        (limit.saturating_sub(left), None)
     }
 
-    /// The current chunk, which is the next one if there was none.
+    /// The current chunk, or the next one if there was none.
     fn current<'a>(&self, reader: &'a mut Reader) -> Option<&'a mut Chunk> {
         if reader.current.is_none() {
             reader.current = Some(self.full.pop().or_else(|| self.take_open(reader))?);
-            // Only this side adds to it, under the reader's lock. The store pairs with the load in
-            // `stats`.
-            let chunks = self.taken.chunks.load(Ordering::Relaxed);
-            self.taken
-                .chunks
-                .store(chunks.wrapping_add(1), Ordering::Release);
         }
         reader.current.as_mut()
     }
@@ -150,14 +169,14 @@ impl Ring {
         if writer.open.is_empty() {
             let unused = mem::take(&mut writer.open);
             drop(writer);
-            self.give_back(unused);
-            self.give_back(idle);
+            self.pool.put(unused);
+            self.pool.put(idle);
             return None;
         }
         Some(Chunk::Own(mem::replace(&mut writer.open, idle), 0))
     }
 
-    /// Under the reader's lock, which alone moves it. Pairs with the load in `has_read_to`.
+    /// Only the reader moves it, under its lock. Pairs with the load in `has_read_to`.
     fn advance_read(&self, count: usize) {
         let read = self.taken.read.load(Ordering::Relaxed);
         self.taken
@@ -167,61 +186,72 @@ impl Ring {
 
     /// Makes room for `count` bytes that were read.
     pub(crate) fn release(&self, count: usize) {
-        // Pairs with the load in `queued`, and with that in `see_what_was_read` by the fence after it.
+        // Pairs with the load in `queued`, and with the one in `see_released` by the fence after it.
         self.taken
             .released
             .fetch_add(count as u64, Ordering::Release);
     }
 
     /// Keeps storage that was read out for the next open chunk.
-    fn recycle(&self, reader: &mut Reader, mut bytes: Vec<u8>) {
+    fn keep_idle(&self, reader: &mut Reader, mut bytes: Vec<u8>) {
         bytes.clear();
-        self.give_back(mem::replace(&mut reader.idle, bytes));
+        self.pool.put(mem::replace(&mut reader.idle, bytes));
     }
 
-    /// Returns storage to the pool.
-    pub(crate) fn give_back(&self, bytes: Vec<u8>) {
-        self.pool.give_back(bytes);
+    /// Whether the room that reading has made is enough to wake a waiting writer: half the ring, so that under load
+    /// one wake is paid for half a ring of bytes; or any room that it can use, once everything was read. So a writer
+    /// that can go on is woken before the reader sleeps.
+    pub(crate) fn is_worth_waking_writer(&self) -> bool {
+        let room = self.room();
+        self.is_wanted(room) && (room >= self.capacity / 2 || !self.has_unread())
     }
 
-    /// Ends the reader's side: what is unread, and what is still written, is discarded.
-    pub(crate) fn abandon(&self) {
-        self.ends
-            .abandoned_at
-            .fetch_min(self.taken.read.load(Ordering::Relaxed), Ordering::Relaxed);
-        // Release: who sees what the sweep moves also sees these.
-        self.ends.abandoned.store(true, Ordering::Release);
-        // Pairs with the fence in `with_writer`.
-        fence(Ordering::SeqCst);
-        self.sweep();
-    }
-
-    pub(super) fn sweep(&self) {
-        let swept = self.take(&mut lock(&self.reader), usize::MAX, |_| {});
-        self.ends.swept.fetch_add(swept as u64, Ordering::Relaxed);
-        self.discard(swept);
-    }
-
-    /// Whether bytes have been written that were not read: perhaps not to be found yet, for the
-    /// writer may be at them.
+    /// Whether bytes were written that were not read. A look may not find them yet, as the writer may be at them.
     pub(crate) fn has_unread(&self) -> bool {
-        // Relaxed: only whether a look is worth while.
+        // Relaxed: it only says whether a look is worth while.
         self.put.written.load(Ordering::Relaxed) != self.taken.read.load(Ordering::Relaxed)
     }
 
-    /// Whether everything before `position` has been read: `Some(false)` if it never will be.
-    pub(crate) fn has_read_to(&self, position: u64) -> Option<bool> {
-        // First: whoever sees what a sweep has moved also sees, below, that it was a sweep.
-        let is_read = self.taken.read.load(Ordering::Acquire) >= position;
-        if self.ends.abandoned.load(Ordering::Acquire) {
-            return Some(self.ends.abandoned_at.load(Ordering::Relaxed) >= position);
+    /// Ends the reader's side: what is unread, and what is still written, is discarded. Drop what it returns once
+    /// everyone was notified: that may run the caller's code.
+    pub(crate) fn abandon(&self) -> Unread {
+        self.ends
+            .abandoned_at
+            .fetch_min(self.taken.read.load(Ordering::Relaxed), Ordering::Relaxed);
+        // Release: whoever sees what the sweep moves also sees these.
+        self.ends.abandoned.store(true, Ordering::Release);
+        // Pairs with the fence in `with_writer`.
+        fence(Ordering::SeqCst);
+        self.sweep()
+    }
+
+    /// Discards everything that is unread.
+    pub(super) fn sweep(&self) -> Unread {
+        let mut unread = Unread(Vec::new());
+        let mut reader = lock(&self.reader);
+        loop {
+            let (swept, given) = self.take(&mut reader, usize::MAX, &mut |_| {});
+            self.ends.swept.fetch_add(swept as u64, Ordering::Relaxed);
+            self.discard(swept);
+            match given {
+                Some(bytes) => unread.0.push(bytes),
+                None => return unread,
+            }
         }
-        is_read.then_some(true)
     }
 }
 
-/// Drops bytes that are the caller's, and with them perhaps code of the caller's: a panic there must
-/// not reach krun's thread.
-fn drop_foreign(bytes: Bytes) {
+/// Bytes that the caller gave and nobody has read.
+#[must_use = "dropping it may run the caller's code: first notify everyone"]
+pub(crate) struct Unread(Vec<Bytes>);
+
+impl Drop for Unread {
+    fn drop(&mut self) {
+        self.0.drain(..).for_each(drop_given);
+    }
+}
+
+/// Drops bytes that the caller gave. A panic of the caller's code must not reach krun's threads.
+fn drop_given(bytes: Bytes) {
     let _ = panic::catch_unwind(AssertUnwindSafe(|| drop(bytes)));
 }

@@ -1,4 +1,4 @@
-//! krun's end of the port on Linux and macOS, called from krun's RX and TX worker threads.
+//! krun's end of the port on Linux and macOS, called from krun's RX and TX threads.
 //!
 //! The numbers in the comments are those of the rules in [`AgentConsoleBackend`]'s documentation.
 //! A panic here would poison krun's locks for good, so no path may panic.
@@ -9,65 +9,67 @@
 #[allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
-    reason = "no thread of krun's runs models"
+    reason = "krun's threads do not run models"
 )]
 mod models;
 
 use std::io;
-#[cfg(feature = "test-util")]
+#[cfg(any(test, feature = "test-util"))]
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::Duration;
 
 use super::WakePipe;
+use crate::error::Error;
 use crate::shared::{ConsoleSharedState, Wake};
 
-/// How long krun waits for the answer to an empty write; see rule 8.
+/// How long the answer to an empty write takes; see rule 8.
 const EMPTY_WRITE: Duration = Duration::from_millis(100);
+
+/// There are none.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct PortOptions {}
 
 /// krun's end of the port: an [`msb_krun::ConsolePortBackend`] over the same rings as the
 /// [`AgentStream`](crate::AgentStream).
 ///
-/// Most programs never see it: [`AgentPort::attach`] gives it to krun.
-/// It is public, and has the trait's methods as its own, for VMMs that add their ports in another
-/// way and for tests that play krun's part.
+/// Most programs never see it: [`AgentPort::attach`] gives it to krun. It is public, and has the trait's methods as its
+/// own, for VMMs that add their ports in another way and for tests that play krun.
 ///
-/// Dropping it ends the guest's side for good: the stream reads what is left and then the end of
-/// the file, and its writes fail with [`BrokenPipe`](io::ErrorKind::BrokenPipe).
+/// Dropping it ends the guest's side for good: the stream reads what is left and then the end of the file, and its
+/// writes fail with [`BrokenPipe`](io::ErrorKind::BrokenPipe).
 ///
 /// # What krun's threads demand, and how it is met
 ///
-/// Read from `msb_krun_devices` 0.1.42, `virtio/console/{process_rx,process_tx,port}.rs`.
+/// From `msb_krun_devices` 0.1.42, `virtio/console/{process_rx,process_tx,port}.rs`.
 ///
-/// 1. `read` answers `Ok(0)` only once the host has hung up and every byte was read: krun takes it
-///    for the end of the file and ends the port. An empty buffer is answered with `WouldBlock`.
-/// 2. After data, `Ok(0)` comes only once krun has been through a wait: before that it may still be
-///    at the same chain of descriptors, which it would complete twice.
-/// 3. `read` answers nothing but `Ok(n)` and `WouldBlock`: krun logs an error and tries again.
+/// 1. `read` returns `Ok(0)` only once the host has hung up and every byte was read, because krun then ends the port.
+///    For an empty buffer it returns `WouldBlock`.
+/// 2. After data, `read` returns `Ok(0)` only once krun has waited. Before that, krun may still be at the same chain of
+///    descriptors, which it would complete twice.
+/// 3. `read` returns nothing but `Ok(n)` and `WouldBlock`: krun logs any other error and tries again at once.
 /// 4. `read` never blocks: krun holds back the guest's interrupt until `WouldBlock`.
-/// 5. `read_wake_fd` is the same live descriptor for as long as the backend.
+/// 5. `read_wake_fd` returns the same open descriptor for as long as the backend lives.
 /// 6. `read` may be called with nothing queued.
-/// 7. `write` takes the whole slice or answers `WouldBlock`; a slice larger than the whole ring,
-///    which no Linux guest sends, is taken in ringfuls, which krun puts together again. Once the
-///    host reads no more, everything is accepted, discarded and counted.
-/// 8. `write(&[])` queues nothing. No driver sends an empty descriptor; a guest that does makes krun
-///    offer the same one again and again, with a look in between whether the port is to stop. So
-///    the answer is `Ok(0)`, but late: ten times a second at most. This is the only timed
-///    wait of krun's threads here, and no guest that keeps to virtio meets it.
-/// 9. `wait_until_writable` sleeps until there is room: half the ring, or less once all of it was
-///    read.
-/// 10. [`PortHandle::quiesce`](crate::PortHandle::quiesce) lets a waiting `write` through: krun joins
-///     the thread it waits in, and does not tell the backend.
+/// 7. `write` takes the whole slice or returns `WouldBlock`. It takes a slice larger than the ring, which no Linux guest
+///    sends, in ringfuls; krun continues with the rest. Once the host reads no more, it accepts, discards and counts
+///    everything.
+/// 8. `write(&[])` queues nothing. No driver sends an empty descriptor. If a guest does, krun offers the same one again
+///    and again, and between tries looks whether the port is to stop. So `write` returns `Ok(0)`, but only after 100 ms.
+///    This is the only timed wait of krun's threads here, and no guest that keeps to virtio causes it.
+/// 9. `wait_until_writable` sleeps until half the ring is free, or less once everything was read.
+/// 10. [`PortHandle::quiesce`](crate::PortHandle::quiesce) releases a `write` that waits: krun joins the thread that waits
+///     in it, and does not tell the backend.
 /// 11. No method panics.
 /// 12. What the host writes before the guest has opened its port is kept.
-/// 13. A guest that closes its port is not seen: krun only logs it.
+/// 13. You cannot detect that the guest closed its port: krun only logs it.
 /// 14. Nothing is lost when krun ends its threads and starts new ones on the same backend.
 ///
-/// The methods may be called from any thread, but are made for krun's way: one thread at a time
-/// reads, and one writes and waits.
+/// You may call the methods from any thread, but they are made for krun: one thread at a time reads, and one writes and
+/// waits.
 ///
 /// [`msb_krun::ConsolePortBackend`]: https://docs.rs/msb_krun/0.1/msb_krun/backends/console/trait.ConsolePortBackend.html
 /// [`AgentPort::attach`]: struct.AgentPort.html#method.attach
@@ -81,7 +83,7 @@ const EMPTY_WRITE: Duration = Duration::from_millis(100);
 /// let (mut stream, port) = AgentStream::pair()?;
 /// let backend = port.into_backend();
 ///
-/// // krun's part: it has found this in the guest's virtqueue, and then ends the VM.
+/// // krun's part: it finds this in the guest's virtqueue, and then ends the VM.
 /// assert_eq!(backend.write(b"from the guest")?, 14);
 /// drop(backend);
 ///
@@ -93,8 +95,8 @@ const EMPTY_WRITE: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 #[must_use = "dropping the backend ends the stream"]
 pub struct AgentConsoleBackend {
-    pub(super) shared: Arc<ConsoleSharedState>,
-    /// Whether a `read` has given data since krun last waited. Only the RX thread uses it.
+    shared: Arc<ConsoleSharedState>,
+    /// Whether a `read` has returned data since krun last waited. Only the RX thread uses it.
     gave_data: AtomicBool,
     /// Whether the signals so far were taken since krun last waited. Only the RX thread uses it.
     took_signals: AtomicBool,
@@ -109,7 +111,26 @@ impl AgentConsoleBackend {
         }
     }
 
-    /// Copies bytes for the guest into `buf`, as many as there are, from krun's RX thread.
+    pub(crate) fn create(shared: &Arc<ConsoleSharedState>, _: &PortOptions) -> Result<Self, Error> {
+        Ok(Self::new(Arc::clone(shared)))
+    }
+
+    #[cfg(feature = "msb_krun")]
+    pub(crate) fn attach(
+        self,
+        console: msb_krun::ConsoleBuilder,
+        name: &str,
+        options: msb_krun::ConsolePortOptions,
+    ) -> msb_krun::ConsoleBuilder {
+        console.custom_with_options(name, Box::new(self), options)
+    }
+
+    /// What ends the guest's side from elsewhere.
+    pub(crate) fn end_handle(&self) -> GuestEnd {
+        GuestEnd(Arc::downgrade(&self.shared))
+    }
+
+    /// Copies bytes for the guest into `buf`, as many as there are. krun's RX thread calls this.
     ///
     /// # Errors
     ///
@@ -135,10 +156,10 @@ impl AgentConsoleBackend {
     /// # Ok(()) }
     /// ```
     pub fn read(&self, buf: &mut [u8]) -> io::Result<usize> {
-        self.shared.guest_calls();
+        self.shared.mark_guest_opened();
         if buf.is_empty() {
-            // Rule 1. And rule 3: the descriptor must not stay readable, for krun would come back
-            // at once with the same empty buffer.
+            // Rule 1. And rule 3: the descriptor must not stay readable, or krun would come back at once with the
+            // same empty buffer.
             self.prepare_to_wait();
             return Err(io::ErrorKind::WouldBlock.into());
         }
@@ -161,21 +182,21 @@ impl AgentConsoleBackend {
         }
     }
 
-    /// [`read_wake_fd`](Self::read_wake_fd), for as long as it is borrowed.
-    #[cfg(feature = "test-util")]
-    pub(super) fn wake_fd(&self) -> BorrowedFd<'_> {
+    /// [`read_wake_fd`](Self::read_wake_fd), while it is borrowed.
+    #[cfg(any(test, feature = "test-util"))]
+    pub(crate) fn wake_fd(&self) -> BorrowedFd<'_> {
         self.shared.rx_data.wake().as_fd()
     }
 
-    /// Takes every signal so far and asks for the next one. The caller looks once more.
+    /// Takes every signal so far and asks for the next one. The caller then looks once more.
     ///
-    /// krun comes here twice before it waits if a descriptor was filled in part. The second time
-    /// there is nothing to do if there was no signal since; one that was on its way the first time
-    /// ends the wait at once, and is taken then.
+    /// krun comes here twice before it waits if a descriptor was filled in part. The second time there is nothing to do
+    /// unless there was a signal since. A signal that was on its way the first time ends the wait at once, and is taken
+    /// then.
     fn prepare_to_wait(&self) {
         let rx_data = &self.shared.rx_data;
-        // The first half keeps krun from spinning on a signal that was on its way. The second one only
-        // saves it a turn, if there was a signal in between: then the wait would end at once.
+        // The first half keeps krun from spinning on a signal that was on its way. The second half only saves a turn:
+        // after a signal in between, the wait would end at once.
         if !(self.took_signals.load(Ordering::Relaxed) && rx_data.is_armed()) {
             rx_data.drain(WakePipe::drain);
             rx_data.arm();
@@ -183,7 +204,7 @@ impl AgentConsoleBackend {
         }
     }
 
-    /// Copies the guest's bytes out of `buf`, from krun's TX thread.
+    /// Copies the guest's bytes out of `buf`. krun's TX thread calls this.
     ///
     /// # Errors
     ///
@@ -207,7 +228,7 @@ impl AgentConsoleBackend {
     /// # Ok(()) }
     /// ```
     pub fn write(&self, buf: &[u8]) -> io::Result<usize> {
-        self.shared.guest_calls();
+        self.shared.mark_guest_opened();
         if buf.is_empty() {
             thread::sleep(EMPTY_WRITE);
             return Ok(0);
@@ -219,8 +240,8 @@ impl AgentConsoleBackend {
 
     /// The descriptor that is readable when [`read`](Self::read) is worth a call.
     ///
-    /// krun asks for it at each wait, so asking also says that a descriptor chain has ended
-    /// (rule 2), and with [`busy_poll`](crate::Options::busy_poll) it spins here first.
+    /// krun asks for it before each wait. So the call also means that a chain of descriptors has ended (rule 2), and with
+    /// [`busy_poll`](crate::Options::busy_poll) it spins first.
     ///
     /// # Examples
     ///
@@ -248,8 +269,8 @@ impl AgentConsoleBackend {
     pub fn read_wake_fd(&self) -> RawFd {
         self.gave_data.store(false, Ordering::Relaxed);
         self.took_signals.store(false, Ordering::Relaxed);
-        self.shared
-            .busy_look(|| self.shared.guest_may_read().then_some(()));
+        let mut busy_poll = self.shared.busy_poll();
+        while !self.shared.guest_may_read() && busy_poll.again() {}
         self.shared.rx_data.wake().as_raw_fd()
     }
 
@@ -277,11 +298,17 @@ impl AgentConsoleBackend {
     /// # Ok(()) }
     /// ```
     pub fn wait_until_writable(&self) {
-        let may_write = || self.shared.guest_may_write().then_some(());
-        if self.shared.busy_look(may_write).is_some() {
-            return;
+        let mut busy_poll = self.shared.busy_poll();
+        while !self.shared.guest_may_write() {
+            if !busy_poll.again() {
+                return self.sleep_until_writable();
+            }
         }
-        while self.shared.tx_room.look(may_write).is_none() {
+    }
+
+    fn sleep_until_writable(&self) {
+        let may_write = || self.shared.guest_may_write().then_some(());
+        while self.shared.tx_room.look_or_arm(may_write).is_none() {
             self.shared.tx_room.wake().wait();
         }
     }
@@ -309,5 +336,24 @@ impl msb_krun::ConsolePortBackend for AgentConsoleBackend {
 impl Drop for AgentConsoleBackend {
     fn drop(&mut self) {
         self.shared.guest_end();
+    }
+}
+
+/// Ends the guest's side for the exit hook. It keeps nothing of the port alive.
+#[derive(Debug)]
+pub(crate) struct GuestEnd(Weak<ConsoleSharedState>);
+
+impl GuestEnd {
+    /// The host reads what is left and then the end.
+    pub(crate) fn end(&self) {
+        if let Some(shared) = self.0.upgrade() {
+            shared.guest_end();
+        }
+    }
+
+    pub(crate) fn wait_until_host_stops_reading(&self, limit: Duration) {
+        if let Some(shared) = self.0.upgrade() {
+            shared.wait_until_host_stops_reading(limit);
+        }
     }
 }

@@ -1,84 +1,80 @@
 //! krun's end of the port on Windows: the server of the pipe that krun opens.
 
 mod carrier;
-#[cfg(feature = "test-util")]
-mod taken;
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
-use super::{PortOptions, pipe};
+use super::pipe;
 use crate::error::Error;
-use crate::port::AgentPort;
 use crate::shared::ConsoleSharedState;
-use carrier::Carrier;
 #[cfg(feature = "test-util")]
-pub(super) use taken::Taken;
+use crate::test_util::Taken;
+use carrier::Carrier;
 
-/// krun's end of the port: the server of a named pipe, and a task that carries bytes between it and
-/// the same rings as the [`AgentStream`](crate::AgentStream).
+/// The options that only Windows has.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct PortOptions {
+    /// By default a random name.
+    pub(crate) pipe_name: Option<String>,
+}
+
+/// krun's end of the port: the server of a named pipe, and a task that carries bytes between it and the same rings as the
+/// [`AgentStream`](crate::AgentStream).
 ///
-/// Most programs never see it: [`AgentPort::attach`] gives the pipe's name to krun, which opens the pipe
-/// when the VM starts, as its client and in this same process. It is public for VMMs that add
-/// their ports in another way ([`into_pipe_name`](Self::into_pipe_name)) and for tests that play
-/// krun's part.
+/// Most programs never see it: [`AgentPort::attach`] gives the pipe's name to krun. krun opens the pipe when the VM starts,
+/// as its client and in this same process. The bridge is public for VMMs that add their ports in another way
+/// ([`into_pipe_name`](Self::into_pipe_name)) and for tests that play krun.
 ///
-/// The pipe exists from when the stream is created, so krun always finds it. The task runs on the
-/// runtime that the stream was created in, which must live as long as the VM: a runtime that shuts
-/// down ends the port.
+/// The pipe exists from the moment the stream is created, so krun always finds it. The task runs on the runtime in which
+/// the stream was created. That runtime must live as long as the VM: when it shuts down, the port ends.
 ///
-/// Dropping the bridge ends the guest's side for good: the stream reads what is in its ring and then the
-/// end of the file, its writes fail with [`BrokenPipe`](std::io::ErrorKind::BrokenPipe), and krun
-/// finds the pipe closed.
+/// Dropping the bridge ends the guest's side for good: the stream reads what is in its ring and then the end of the file,
+/// its writes fail with [`BrokenPipe`](std::io::ErrorKind::BrokenPipe), and krun finds the pipe closed.
 ///
 /// # Who may connect
 ///
-/// The pipe's name has 128 random bits, unless [`Options::pipe_name`](crate::Options::pipe_name)
-/// gives another. It is the first and only instance of that name, takes no client from another
-/// machine, and lets in the current user alone. A client that is not this process is turned away,
-/// and the bridge waits on for krun.
+/// The pipe's name has 128 random bits, unless [`Options::pipe_name`](crate::Options::pipe_name) sets another. The pipe is
+/// the first and only instance of that name, takes no client from another machine, and admits only the current user. The
+/// bridge turns away a client that is not this process, and goes on waiting for krun.
 ///
 /// # How it waits
 ///
-/// Without a timer, and without looking again and again: for the pipe by tokio's readiness, for the
-/// rings by their wakes. While the guest's bytes find no room the pipe is not read, so krun's thread
-/// waits in its write once the pipe is full.
+/// Without a timer, and without polling: for the pipe by tokio's readiness, for the rings by their wakes. While the guest's
+/// bytes find no room the bridge does not read from the pipe, so krun's thread blocks in its write once the pipe is full.
 ///
 /// # What is bounded
 ///
-/// The rings, as everywhere. Beside them each direction has the pipe's own buffer of 64 KiB; a read
-/// under way, of up to 64 KiB; and a write under way, of up to 64 KiB, whose bytes count against
-/// the ring's bound until the pipe has taken them. Not bounded is krun: it reads its end of the pipe into
-/// a queue without limit, whether or not the guest reads. So on Windows a guest that does not
-/// read does not make the stream's writes wait, and [`drained`](crate::AgentStream::drained) says
-/// that krun has, or may have, the bytes, and not that the guest's device has.
+/// The rings, as everywhere. In addition each direction has the pipe's own buffer of 64 KiB, a read or write of up to
+/// 32 KiB that is under way, and once krun has connected a buffer of 32 KiB for that. krun itself is not bounded: it reads
+/// its end of the pipe into a queue without limit, whether or not the guest reads. So on Windows a guest that does not read
+/// does not make the stream's writes wait, and [`drained`](crate::AgentStream::drained) means that the bytes are on their
+/// way to krun, not that the guest's device has them.
 ///
 /// # Ends
 ///
-/// Those of the table at [`AgentStream`](crate::AgentStream#ends), with what follows from krun's side of a
-/// pipe (read from `msb_krun_devices` 0.1.42, `virtio/console/port_io.rs`).
+/// Those of the table at [`AgentStream`](crate::AgentStream#ends), and what follows from krun's side of a pipe
+/// (`msb_krun_devices` 0.1.42, `virtio/console/port_io.rs`):
 ///
-/// - krun opens the pipe when the VM starts and does not say when the guest opens its port. So
-///   [`guest_opened`](crate::AgentStream::guest_opened) is ready when krun has opened the pipe.
-/// - A pipe's end is an end for both directions. At a hang-up the bridge first writes what the host
-///   had written, then reads what the guest had written until then, and then closes the pipe. (If the
-///   stream is full and nobody reads it, it closes only once there is room, or the stream is dropped.)
-///   After that the stream reads the end of the file.
-/// - krun's thread tries a write that fails again and again, without a pause. A guest that is still
-///   writing at the hang-up, before it reads the end of the file, therefore costs a CPU until its VM
-///   ends. Where an agent may be writing, let it finish first, or use
-///   [`hang_up_on_drop(false)`](crate::Options::hang_up_on_drop): then the pipe stays, and what comes
-///   is read, discarded and counted.
-/// - What the host writes right before a hang-up may be lost in krun: its thread finds its queue empty,
-///   then the last bytes and the pipe's end come in, then it looks whether the pipe has ended, and never
-///   comes back for the bytes. Where the last words to a guest matter, let it answer them first.
-/// - A guest that sends an empty descriptor, which no driver does, ends its port: to the reader of a
-///   pipe this is the end of the file.
-/// - krun holds no more than the pipe's name. If the port was attached and the VM then never starts,
-///   the stream is not told, and the bridge waits for krun for as long as its runtime lives.
+/// - krun opens the pipe when the VM starts and does not report when the guest opens its port. So
+///   [`guest_opened`](crate::AgentStream::guest_opened) returns once krun has opened the pipe.
+/// - A pipe ends in both directions at once. At a hang-up the bridge first writes what the host had written, then reads
+///   what the guest had written until then, and then closes the pipe. If the stream is full and nobody reads it, the bridge
+///   closes the pipe only once there is room or the stream is dropped. After that the stream reads the end of the file.
+/// - krun's thread retries a failed write again and again, without a pause. So a guest that is still writing at the
+///   hang-up costs a CPU until its VM ends. Where an agent may be writing, let it finish first, or use
+///   [`hang_up_on_drop(false)`](crate::Options::hang_up_on_drop). Then the pipe stays open, and the bridge reads, discards
+///   and counts what comes.
+/// - What the host writes right before a hang-up may get lost in krun. krun's thread finds its queue empty, then the last
+///   bytes and the pipe's end arrive, then the thread looks whether the pipe has ended, and it never comes back for the
+///   bytes. Where the last words to a guest matter, let the guest answer them first.
+/// - A guest that sends an empty descriptor, which no driver does, ends its port: the reader of a pipe takes it for the end
+///   of the file.
+/// - krun holds only the pipe's name. If you attach the port and the VM then never starts, the stream does not notice, and
+///   the bridge waits for krun as long as its runtime lives.
 ///
 /// [`AgentPort::attach`]: struct.AgentPort.html#method.attach
 ///
@@ -106,8 +102,10 @@ pub(super) use taken::Taken;
 #[must_use = "dropping the bridge ends the stream"]
 pub struct AgentConsolePipeBridge {
     name: String,
-    end: GuestEnd,
-    /// None once the task is to live on by itself.
+    shared: Arc<ConsoleSharedState>,
+    /// Tells the task that the guest has ended.
+    ending: Arc<watch::Sender<bool>>,
+    /// `None` once the task is to live on by itself.
     task: Option<AbortHandle>,
     #[cfg(feature = "test-util")]
     taken: Arc<Taken>,
@@ -127,20 +125,18 @@ impl AgentConsolePipeBridge {
         let carrier = Carrier::new(pipe::create(&name)?, Arc::clone(shared));
         #[cfg(feature = "test-util")]
         let taken = carrier.taken();
-        let (say, ending) = watch::channel(false);
+        let (end, ending) = watch::channel(false);
         Ok(Self {
             name,
-            end: GuestEnd {
-                shared: Arc::clone(shared),
-                ending: Arc::new(say),
-            },
+            shared: Arc::clone(shared),
+            ending: Arc::new(end),
             task: Some(tokio::spawn(carrier.run(ending)).abort_handle()),
             #[cfg(feature = "test-util")]
             taken,
         })
     }
 
-    /// The pipe's name, for krun to open.
+    /// Returns the pipe's name, for krun to open.
     ///
     /// # Examples
     ///
@@ -157,8 +153,8 @@ impl AgentConsolePipeBridge {
         &self.name
     }
 
-    /// Leaves the bridge to itself, for krun to open the pipe of this name: it ends with krun's end of
-    /// the pipe, or with the stream's hang-up.
+    /// Returns the pipe's name, and leaves the bridge to itself until krun opens the pipe. It ends with krun's end of the
+    /// pipe, or with the stream's hang-up.
     ///
     /// # Examples
     ///
@@ -171,7 +167,7 @@ impl AgentConsolePipeBridge {
     /// let (mut stream, port) = AgentStream::pair()?;
     /// let name = port.into_bridge().into_pipe_name();
     ///
-    /// // krun's part, of which nothing but the name is known here.
+    /// // krun's part: it knows nothing but the name.
     /// let mut krun = ClientOptions::new().open(&name)?;
     /// krun.write_all(b"last words").await?;
     /// drop(krun);
@@ -196,12 +192,21 @@ impl AgentConsolePipeBridge {
         console.named_pipe_with_options(name, self.into_pipe_name(), options)
     }
 
-    pub(crate) fn guest_end(&self) -> GuestEnd {
-        self.end.clone()
+    /// What ends the guest's side from elsewhere.
+    pub(crate) fn end_handle(&self) -> GuestEnd {
+        GuestEnd {
+            shared: Arc::downgrade(&self.shared),
+            ending: Arc::clone(&self.ending),
+        }
     }
 
     #[cfg(feature = "test-util")]
-    pub(super) fn taken(&self) -> Arc<Taken> {
+    pub(crate) fn shared(&self) -> Arc<ConsoleSharedState> {
+        Arc::clone(&self.shared)
+    }
+
+    #[cfg(feature = "test-util")]
+    pub(crate) fn taken(&self) -> Arc<Taken> {
         Arc::clone(&self.taken)
     }
 }
@@ -209,59 +214,31 @@ impl AgentConsolePipeBridge {
 impl Drop for AgentConsolePipeBridge {
     fn drop(&mut self) {
         if let Some(task) = &self.task {
-            self.end.shared.guest_end();
+            self.shared.guest_end();
             task.abort();
         }
     }
 }
 
-/// On Windows.
-impl AgentPort {
-    /// krun's end alone, for a VM that adds its ports in another way than
-    /// [`attach`](#method.attach).
-    ///
-    /// # Examples
-    ///
-    #[cfg_attr(feature = "msb_krun", doc = "```no_run")]
-    #[cfg_attr(not(feature = "msb_krun"), doc = "```ignore")]
-    /// use msb_krun::VmBuilder;
-    /// use tokio_krun::AgentStream;
-    ///
-    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let (stream, port) = AgentStream::pair()?;
-    /// let bridge = port.into_bridge();
-    /// eprintln!("the agent's pipe is {}", bridge.pipe_name());
-    /// let vm = VmBuilder::new()
-    ///     .console(|console| console.named_pipe("agent", bridge.into_pipe_name()))
-    ///     .build()?;
-    /// # Ok(()) }
-    /// ```
-    #[must_use = "dropping the bridge ends the stream"]
-    pub fn into_bridge(self) -> AgentConsolePipeBridge {
-        self.into_krun_end()
-    }
-}
-
-/// Says that the guest has ended: krun writes no more.
-#[derive(Clone, Debug)]
+/// Ends the guest's side for the exit hook. It keeps nothing of the port alive.
+#[derive(Debug)]
 pub(crate) struct GuestEnd {
-    shared: Arc<ConsoleSharedState>,
+    shared: Weak<ConsoleSharedState>,
     ending: Arc<watch::Sender<bool>>,
 }
 
 impl GuestEnd {
-    /// The host reads what is left, here also what is left in the pipe, and then the end.
-    pub(crate) fn guest_end(&self) {
-        self.shared.guest_stop_reading();
+    /// The host reads what is left, in the pipe too, and then the end.
+    pub(crate) fn end(&self) {
+        if let Some(shared) = self.shared.upgrade() {
+            shared.guest_stop_reading();
+        }
         self.ending.send_replace(true);
     }
 
     pub(crate) fn wait_until_host_stops_reading(&self, limit: Duration) {
-        self.shared.wait_until_host_stops_reading(limit);
-    }
-
-    #[cfg(feature = "test-util")]
-    pub(super) fn shared(&self) -> &ConsoleSharedState {
-        &self.shared
+        if let Some(shared) = self.shared.upgrade() {
+            shared.wait_until_host_stops_reading(limit);
+        }
     }
 }

@@ -24,7 +24,7 @@ use security::OnlyThisUser;
 /// What the system holds of each direction: the size of tokio's own pipes.
 pub(super) const PIPE_BUFFER: u32 = 64 * 1024;
 
-/// 128 bits that nobody can guess.
+/// A name with 128 random bits.
 pub(super) fn random_name() -> Result<String, Error> {
     let mut random = [0; 16];
     getrandom::fill(&mut random).map_err(|error| Error::Os(error.into()))?;
@@ -34,7 +34,7 @@ pub(super) fn random_name() -> Result<String, Error> {
     ))
 }
 
-/// A pipe of bytes for one client of this user on this machine.
+/// A byte pipe for one client, of this user and on this machine.
 pub(super) fn create(name: &str) -> Result<NamedPipeServer, Error> {
     let only_this_user = OnlyThisUser::new().map_err(Error::Os)?;
     let mut attributes = only_this_user.attributes();
@@ -51,7 +51,7 @@ pub(super) fn create(name: &str) -> Result<NamedPipeServer, Error> {
         options.create_with_security_attributes_raw(name, ptr::from_mut(&mut attributes).cast())
     };
     server.map_err(|error| match error.raw_os_error().map(|e| e as u32) {
-        // The first: someone else has made the first instance. The second: and all there may be.
+        // Denied: another process has made the first instance. Busy: it has made as many as it allows.
         Some(ERROR_ACCESS_DENIED | ERROR_PIPE_BUSY) => Error::PipeInUse {
             name: name.to_owned(),
         },
@@ -59,7 +59,7 @@ pub(super) fn create(name: &str) -> Result<NamedPipeServer, Error> {
     })
 }
 
-/// Whether the client is this process, as krun is.
+/// Whether the client is this process. krun is.
 pub(super) fn client_is_this_process(server: &NamedPipeServer) -> bool {
     let mut client = 0;
     // SAFETY: the handle is open for as long as `server`, and `client` is writable.
@@ -67,13 +67,13 @@ pub(super) fn client_is_this_process(server: &NamedPipeServer) -> bool {
     known != 0 && client == process::id()
 }
 
-/// Ends the read that is always under way: with [`is_cancelled`] if the pipe is empty, or else with
-/// what it has read. No write may be under way that matters: it ends, too.
+/// Ends the read that is always under way: with [`is_cancelled`] if the pipe is empty, or else with the bytes that it has
+/// read. This ends a write that is under way, too.
 pub(super) fn cancel_read(server: &NamedPipeServer) {
-    // SAFETY: the handle is open for as long as `server`. The operations' memory is tokio's, which
-    // frees it when they complete, as they still do.
+    // SAFETY: the handle is open as long as `server` lives. The operations' memory is tokio's, which frees it when they
+    // complete. They still do.
     unsafe { CancelIoEx(handle(server), ptr::null()) };
-    // It fails if the read has completed meanwhile, which is then reported as any read.
+    // This fails if the read has completed meanwhile. Then that is reported like any other read.
 }
 
 /// Whether a read was ended by [`cancel_read`].

@@ -1,5 +1,4 @@
-//! krun's RX thread, checked by loom, with the descriptor it polls: by level, and only the backend
-//! drains it.
+//! krun's threads, checked by loom. The RX thread polls its descriptor by level, and only the backend drains it.
 
 use std::io::IoSlice;
 use std::os::fd::AsFd;
@@ -10,22 +9,22 @@ use rustix::event::Timespec;
 use super::*;
 use crate::models::{bounded, spawn};
 use crate::sync::Kept;
-use crate::sys::unix::readable;
+use crate::test_util::is_any_readable;
 
-/// As `poll(2)` without a limit. loom cannot see that sleep, so it is for the next signal to be counted.
+/// Like `poll(2)` without a limit. loom cannot see that sleep, so this waits for the next signal to be counted.
 fn wait_until_readable(backend: &AgentConsoleBackend) {
     let rx_data = &backend.shared.rx_data;
     loop {
         let before = rx_data.signals();
         let now = Timespec::default();
-        if readable::is_any_readable(&[rx_data.wake().as_fd()], Some(&now)).unwrap() {
+        if is_any_readable(&[rx_data.wake().as_fd()], Some(&now)).unwrap() {
             return;
         }
         rx_data.wait_beyond(before);
     }
 }
 
-/// As `process_rx` of `msb_krun_devices` 0.1.42 does with chains of one descriptor: until the end.
+/// Until the end, like `process_rx` of `msb_krun_devices` 0.1.42 with chains of one descriptor.
 fn receive(backend: &AgentConsoleBackend) -> Vec<u8> {
     let mut received = Vec::new();
     let mut waits = 0;
@@ -35,7 +34,7 @@ fn receive(backend: &AgentConsoleBackend) -> Vec<u8> {
             Ok(0) => return received,
             Ok(read) => received.extend_from_slice(&descriptor[..read]),
             Err(_) => {
-                // For two bytes and an end there is no reason for so many.
+                // Two bytes and an end need fewer.
                 waits += 1;
                 assert!(waits < 10, "krun's thread spins");
                 backend.read_wake_fd();
@@ -46,9 +45,9 @@ fn receive(backend: &AgentConsoleBackend) -> Vec<u8> {
 }
 
 #[test]
-fn kruns_rx_thread_is_woken_for_each_byte_and_the_end() {
+fn rx_thread_is_woken_for_each_byte_and_end() {
     bounded(3).check(|| {
-        // Chunks of two bytes, so that the host may be at the chunk that krun's thread looks for.
+        // Chunks of two bytes, so that the host may be at the very chunk that krun's thread looks for.
         let shared = Arc::new(ConsoleSharedState::new(16, Duration::ZERO).unwrap());
         let host = spawn(&shared, |shared| {
             for byte in [1, 2] {
@@ -63,9 +62,9 @@ fn kruns_rx_thread_is_woken_for_each_byte_and_the_end() {
     });
 }
 
-/// As `process_tx` does: try, wait, try again. The host reads all there is, byte by byte.
+/// Like `process_tx`: try, wait, try again. The host reads everything, byte by byte.
 #[test]
-fn kruns_tx_thread_is_woken_for_room() {
+fn tx_thread_is_woken_for_room() {
     bounded(3).check(|| {
         let shared = Arc::new(ConsoleSharedState::new(2, Duration::ZERO).unwrap());
         let backend = Kept::new(AgentConsoleBackend::new(Arc::clone(&shared)));

@@ -2,6 +2,7 @@
 
 use std::future::{Future, pending, poll_fn};
 use std::io;
+use std::ops::Range;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
@@ -10,17 +11,16 @@ use tokio::io::Interest;
 use tokio::net::windows::named_pipe::NamedPipeServer;
 use tokio::sync::watch;
 
-#[cfg(feature = "test-util")]
-use super::Taken;
 use crate::shared::ConsoleSharedState;
-use crate::sys::windows::pipe;
-use crate::sys::windows::task_wake::until;
+use crate::sys::windows::{pipe, until};
+#[cfg(feature = "test-util")]
+use crate::test_util::Taken;
 
-/// The most that is given to the pipe at once: tokio copies it.
-const PIECE: usize = 64 * 1024;
+/// The most bytes that are read from the pipe or written to it at once: a descriptor of a Linux guest.
+const PIECE: usize = 32 * 1024;
 
-/// How much is read before a hang-up: what the pipe, tokio and a write of krun's may hold, and some. A
-/// guest that never stops must not put off the hang-up for ever.
+/// The most bytes that are read before a hang-up: more than the pipe, tokio and a write of krun's may hold. A guest that
+/// never stops writing must not put off the hang-up for ever.
 const LAST_WORDS: usize = 4 * pipe::PIPE_BUFFER as usize;
 
 /// However the task ends, dropping this closes the pipe and ends the guest's side.
@@ -49,13 +49,14 @@ impl Carrier {
     pub(super) async fn run(self, mut ending: watch::Receiver<bool>) {
         match first(self.connect(), ended(&mut ending)).await {
             First::Left(Ok(())) => {}
-            // It cannot be connected, or nobody is to come any more.
+            // The pipe cannot be connected, or nobody will come any more.
             First::Left(Err(_)) | First::Right(()) => return,
         }
-        self.shared.guest_calls();
+        self.shared.mark_guest_opened();
         let mut inbound = Inbound {
             carrier: &self,
-            scratch: Vec::new(),
+            piece: vec![0; PIECE],
+            unpushed: 0..0,
         };
         match first(inbound.until_ended(&mut ending), self.write_to_guest()).await {
             First::Left(()) => {}
@@ -75,44 +76,49 @@ impl Carrier {
         }
     }
 
-    /// Carries the host's bytes to the pipe, and returns once the host has hung up and the pipe has
-    /// them all.
-    ///
-    /// Never writes nothing, which a reader takes for the end of the file.
+    /// Carries the host's bytes to the pipe. Returns once the host has hung up and the pipe has taken them all.
     async fn write_to_guest(&self) {
         let shared = &self.shared;
+        let mut piece = vec![0; PIECE];
         loop {
-            let next = || shared.guest_peek(|bytes| self.start_write(bytes));
-            let result = match until(&shared.rx_data, next).await {
-                Ok(0) => return,
-                Ok(length) => self
-                    .server
-                    .writable()
-                    .await
-                    .map(|()| shared.guest_consume(length)),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.server.writable().await
-                }
-                Err(error) => Err(error),
-            };
-            if result.is_err() {
+            let length = until(&shared.rx_data, || shared.guest_read(&mut piece)).await;
+            let bytes = piece.split_at(length).0;
+            if self.write(bytes).await.is_err() {
                 // krun's end has gone: what it had written is still to be read.
                 shared.guest_stop_reading();
                 return pending().await;
             }
+            // The end. Writing nothing has waited until the pipe has taken what was written before.
+            if length == 0 {
+                return;
+            }
         }
     }
 
-    /// Starts to write the beginning of `bytes`, which are not none, and says how much; the pipe is
-    /// writable again when that has been written, and not before.
+    /// Waits until the pipe takes `bytes`, which may take a moment longer: then it is writable again.
+    async fn write(&self, mut bytes: &[u8]) -> io::Result<()> {
+        loop {
+            self.server.writable().await?;
+            // Never writes nothing, which a reader takes for the end of the file.
+            if bytes.is_empty() {
+                return Ok(());
+            }
+            match self.start_write(bytes) {
+                Ok(length) => bytes = bytes.split_at(length).1,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Starts to write the beginning of `bytes`, and returns how much. The pipe is writable again once that was written.
     fn start_write(&self, bytes: &[u8]) -> io::Result<usize> {
-        let piece = bytes.split_at(bytes.len().min(PIECE)).0;
         let mut started = Err(io::ErrorKind::WouldBlock.into());
-        // A write that was started leaves the readiness as it is, and the next one would find out
-        // that it was not. So the readiness is taken away here. Not that of the write's end, should
-        // it have come already: tokio takes away only what there was before the call.
+        // A write that was started leaves tokio's readiness as it is, and only the next write would find out. So this
+        // takes the readiness away. If the write has already ended, the readiness that this brought stays: tokio takes
+        // away only what there was before the call.
         let _ = self.server.try_io(Interest::WRITABLE, || {
-            started = self.server.try_write(piece);
+            started = self.server.try_write(bytes);
             Err::<(), _>(io::ErrorKind::WouldBlock.into())
         });
         started
@@ -130,15 +136,14 @@ impl Drop for Carrier {
 /// Carries the guest's bytes from the pipe.
 struct Inbound<'a> {
     carrier: &'a Carrier,
-    /// For what is read when nobody will read it.
-    scratch: Vec<u8>,
+    piece: Vec<u8>,
+    /// The part of `piece` that is not in the ring yet. Kept here as `until_ended` may be dropped while it waits for room.
+    unpushed: Range<usize>,
 }
 
-/// What one read has come to.
+/// The result of one read.
 enum Read {
     Taken(usize),
-    /// There is no room for the guest's bytes.
-    Full,
     NotReady,
     /// It was [cancelled](pipe::cancel_read): the pipe is empty.
     Empty,
@@ -147,12 +152,11 @@ enum Read {
 }
 
 impl Inbound<'_> {
-    /// Returns once krun's end has gone, or is said to end and the pipe was read to its end.
+    /// Returns once krun's end has gone, or once the guest has ended and the pipe was read to its end.
     async fn until_ended(&mut self, ending: &mut watch::Receiver<bool>) {
         loop {
             match self.read() {
-                Read::Taken(_) => {}
-                Read::Full => self.wait_for_room().await,
+                Read::Taken(_) => self.push().await,
                 Read::NotReady => {
                     match first(self.carrier.server.readable(), ended(ending)).await {
                         First::Left(Ok(())) => {}
@@ -165,17 +169,18 @@ impl Inbound<'_> {
         }
     }
 
-    /// Returns once the pipe is empty, or `limit` bytes were read. No write may be under way that
-    /// matters.
+    /// Returns once the pipe is empty, or `limit` bytes were read. It may cancel a write that is under way.
     async fn until_empty(&mut self, limit: usize) {
+        self.push().await;
         let mut left = limit;
         while left > 0 {
             match self.read() {
-                Read::Taken(read) => left = left.saturating_sub(read),
-                Read::Full => self.wait_for_room().await,
+                Read::Taken(read) => {
+                    left = left.saturating_sub(read);
+                    self.push().await;
+                }
                 Read::NotReady => {
-                    // Whether the pipe is empty, or what was read has not been reported yet, shows in
-                    // how the read ends.
+                    // How the read ends shows whether the pipe is empty, or whether bytes were read but not reported yet.
                     pipe::cancel_read(&self.carrier.server);
                     if self.carrier.server.readable().await.is_err() {
                         return;
@@ -187,42 +192,52 @@ impl Inbound<'_> {
     }
 
     fn read(&mut self) -> Read {
-        let Carrier { server, shared, .. } = self.carrier;
-        match shared.guest_write_from(|target| server.try_read_buf(target), &mut self.scratch) {
-            None => Read::Full,
-            Some(Ok(0)) => Read::Ended,
-            Some(Ok(read)) => {
-                #[cfg(feature = "test-util")]
-                self.carrier.taken.add(read);
+        match self.carrier.server.try_read(&mut self.piece) {
+            Ok(0) => Read::Ended,
+            Ok(read) => {
+                self.unpushed = 0..read;
                 Read::Taken(read)
             }
-            Some(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => Read::NotReady,
-            Some(Err(error)) if pipe::is_cancelled(&error) => Read::Empty,
-            Some(Err(_)) => Read::Ended,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Read::NotReady,
+            Err(error) if pipe::is_cancelled(&error) => Read::Empty,
+            Err(_) => Read::Ended,
         }
     }
 
-    async fn wait_for_room(&self) {
+    /// Waits until everything that was read is in the ring.
+    async fn push(&mut self) {
         let shared = &self.carrier.shared;
-        until(&shared.tx_room, || shared.guest_may_write().then_some(())).await;
+        while !self.unpushed.is_empty() {
+            let bytes = self.piece.get(self.unpushed.clone()).unwrap_or_default();
+            match shared.guest_write(bytes) {
+                Some(written) => {
+                    self.unpushed.start += written;
+                    #[cfg(feature = "test-util")]
+                    self.carrier.taken.add(written);
+                }
+                None => {
+                    until(&shared.tx_room, || shared.guest_may_write().then_some(())).await;
+                }
+            }
+        }
     }
 }
 
-/// Waits until the guest is said to end.
+/// Waits until the guest has ended.
 async fn ended(ending: &mut watch::Receiver<bool>) {
     if ending.wait_for(|ending| *ending).await.is_err() {
-        // Nobody is left who could say so.
+        // Nobody is left to end it.
         pending().await
     }
 }
 
-/// Which of two futures was ready first.
+/// The output of the future that was ready first.
 enum First<L, R> {
     Left(L),
     Right(R),
 }
 
-/// Drops the other one.
+/// Drops the other future.
 async fn first<L, R>(left: impl Future<Output = L>, right: impl Future<Output = R>) -> First<L, R> {
     let mut left = pin!(left);
     let mut right = pin!(right);

@@ -1,4 +1,4 @@
-//! A security descriptor that lets in the current user alone.
+//! A security descriptor that admits only the current user.
 
 #![expect(
     unsafe_code,
@@ -62,14 +62,14 @@ impl Drop for OnlyThisUser {
     }
 }
 
-/// A protected list, which inherits nothing, of one entry: everything for this user.
+/// A protected access list, which inherits nothing, with one entry: full access for this user.
 fn descriptor_text(user: &str) -> String {
     format!("D:P(A;;GA;;;{user})")
 }
 
 /// The user of this process, as a SID such as `S-1-5-21-…`.
 fn current_user() -> io::Result<String> {
-    /// `TokenUser` is a `TOKEN_USER` with the SID that it points to behind it.
+    /// `TokenUser` is a `TOKEN_USER`, followed by the SID that it points to.
     #[repr(C)]
     struct UserAndSid {
         user: TOKEN_USER,

@@ -1,4 +1,4 @@
-//! The guest's part of `benches/microvm`: the work of each port, as the host asks for it there.
+//! The guest's side of `benches/microvm`: does the work that the host asks for on each port.
 
 use std::fs;
 use std::io;
@@ -9,22 +9,22 @@ use crate::port::{Port, end_of_file};
 use crate::scenario::{CHUNK, at_most, read_u64};
 
 const PORTS: [&str; 2] = ["stream", "fd"];
-/// The bytes of a round trip.
+/// The length of the message in a round trip.
 const MESSAGE: usize = 64;
 
-/// Over each of the ports "stream" and "fd", until the host hangs up: reads {u8 command, u64 count},
-/// obeys, and answers.
+/// On each of the ports "stream" and "fd", reads {u8 command, u64 count}, does the work and answers.
+/// Repeats this until the host hangs up.
 ///
 /// | command | work | answer |
 /// | --- | --- | --- |
-/// | `w` | sends so many bytes, of 32 KiB over and over | none |
-/// | `r` | receives so many bytes, of 32 KiB over and over | u8 1 if each was right, else 0 |
-/// | `e` | sends back messages of 64 bytes, so many | none |
+/// | `w` | sends `count` bytes, the same 32 KiB over and over | none |
+/// | `r` | receives `count` bytes, the same 32 KiB over and over | u8 1 if each was right, else 0 |
+/// | `e` | echoes `count` messages of 64 bytes | none |
 /// | `i` | none | u64 interrupts of virtio devices so far |
 pub fn bench() -> io::Result<()> {
     let threads = PORTS.map(|name| thread::spawn(move || serve(&Port::open(name)?)));
     for thread in threads {
-        thread.join().expect("a panic aborts")?;
+        thread.join().expect("a panic aborts the agent")?;
     }
     Ok(())
 }
@@ -51,7 +51,12 @@ fn serve(port: &Port) -> io::Result<()> {
                 }
             }
             b'i' => port.write_all(&interrupts()?.to_le_bytes())?,
-            _ => return Err(io::Error::new(io::ErrorKind::InvalidInput, "no command")),
+            _ => {
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidInput,
+                    "unknown command",
+                ));
+            }
         }
     }
     Ok(())
@@ -76,7 +81,7 @@ fn receive(port: &Port, expected: &[u8], buf: &mut [u8], count: u64) -> io::Resu
     let mut rest = expected;
     let mut right = true;
     while left > 0 {
-        // No further than to the end of what is expected.
+        // Stops at the end of the expected chunk.
         let most = at_most(rest.len(), left);
         let received = port.read(&mut buf[..most])?;
         if received == 0 {
@@ -95,7 +100,7 @@ fn receive(port: &Port, expected: &[u8], buf: &mut [u8], count: u64) -> io::Resu
 fn interrupts() -> io::Result<u64> {
     let table = fs::read_to_string("/proc/interrupts")?;
     let virtio = table.lines().filter(|line| line.contains("virtio"));
-    // The line's name, and a column for the one CPU.
+    // A line starts with its interrupt's name. The next column is the count of the only CPU.
     let counts = virtio.filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok());
     Ok(counts.sum())
 }

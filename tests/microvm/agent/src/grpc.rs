@@ -1,5 +1,5 @@
-//! A gRPC service that streams both ways, for the tests of this agent and of the in-process guest. What `tonic-build` would
-//! generate is written out, as it takes only a few lines.
+//! A gRPC service that streams both ways, for the tests of this agent and of the in-process guest.
+//! The code that `tonic-build` would generate is only a few lines, so it is written by hand.
 
 use std::convert::Infallible;
 
@@ -22,7 +22,7 @@ pub struct Piece {
     pub data: Vec<u8>,
 }
 
-/// Serves until the other end goes.
+/// Serves until the other end is gone.
 pub async fn serve<T>(io: T) -> Result<(), tonic::transport::Error>
 where
     T: AsyncRead + AsyncWrite + Connected + Send + Unpin + 'static,
@@ -36,7 +36,7 @@ where
         .await
 }
 
-/// Answers each piece with the sum of the numbers so far, and its data.
+/// Answers each piece with its data and the sum of the numbers so far.
 async fn sums(
     request: Request<Streaming<Piece>>,
 ) -> Result<Response<impl Stream<Item = Result<Piece, Status>>>, Status> {

@@ -1,8 +1,8 @@
-//! PID 1 of the microVMs that tokio-krun's tests boot: plays the guest's side of one scenario over
-//! the virtio-console port "agent" (some over further ports too), then ends the VM.
+//! PID 1 of the microVMs that tokio-krun's tests boot. It runs the guest's side of one scenario over
+//! the virtio-console port "agent", then ends the VM. Some scenarios use more ports.
 //!
-//! The scenario is the first argument, which is what the host gave to `ExecBuilder::args`: the
-//! kernel hands the words after `--` on its command line to its init. `scenario.rs` lists them.
+//! The first argument names the scenario; `scenario.rs` lists them. The host passes the name to
+//! `ExecBuilder::args`, and the kernel hands the words after `--` on its command line to its init.
 
 mod bench;
 mod grpc;
@@ -22,21 +22,21 @@ use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount};
 use rustix::system::{RebootCommand, reboot};
 
-/// Where the agent's words go besides the console. The guest's root is a folder of the host's, so
-/// `tests/microvm/run` reads them there: that the file exists shows that the guest has booted, and
-/// that its last line is `POWER_OFF` shows that the guest ended of its own will.
+/// The agent's log, which repeats what it prints on the console. The guest's root is a folder on the
+/// host, so `tests/microvm/run` reads the log there. If the file exists, the guest has booted. If its
+/// last line is `POWER_OFF`, the agent ended the VM itself.
 const LOG: &str = "/tmp/agent.log";
 const POWER_OFF: &str = "power off";
 
 fn main() {
     if process::id() != 1 {
-        eprintln!("agent: I am the init of a microVM, and would switch this machine off");
+        eprintln!("agent: run me only as the init of a microVM; here I would restart your machine");
         process::exit(1);
     }
     let mut log = Log::new();
     let name = std::env::args().nth(1).unwrap_or_default();
     log.say(format_args!("scenario {name:?}"));
-    if let Err(e) = mount_all().and_then(|()| scenario::play(&name, &mut log)) {
+    if let Err(e) = mount_all().and_then(|()| scenario::run_scenario(&name, &mut log)) {
         log.say(format_args!("failed: {e}"));
     }
     log.say(POWER_OFF);
@@ -47,7 +47,7 @@ fn main() {
 fn mount_all() -> io::Result<()> {
     for (kind, target) in [("devtmpfs", "/dev"), ("proc", "/proc"), ("sysfs", "/sys")] {
         match mount(kind, target, kind, MountFlags::empty(), None) {
-            // The kernel has mounted its devtmpfs on /dev itself.
+            // The kernel has already mounted devtmpfs on /dev.
             Ok(()) | Err(Errno::BUSY) => {}
             Err(e) => return Err(io::Error::new(e.kind(), format!("mount {target}: {e}"))),
         }
@@ -55,17 +55,17 @@ fn mount_all() -> io::Result<()> {
     Ok(())
 }
 
-/// Does not return, unless with the error that kept the VM alive.
+/// Ends the VM. Returns only if that fails, with the error.
 fn end_the_vm() -> Errno {
-    // krun ends the VM at a reset by the keyboard controller, and has told Linux to restart that
-    // way (`reboot=k`). Powering off works as well, but only in a kernel with krun's own patches.
+    // krun ends the VM when the keyboard controller resets it, and tells Linux to restart that way
+    // (`reboot=k`). A power-off works too, but only in a kernel with krun's patches.
     match reboot(RebootCommand::Restart) {
         Ok(()) => Errno::IO,
         Err(e) => e,
     }
 }
 
-/// The agent's words, on the guest's console and in `LOG`.
+/// Logs to the guest's console and to `LOG`.
 pub struct Log {
     file: Option<File>,
 }
@@ -76,13 +76,13 @@ impl Log {
         Self { file }
     }
 
-    /// Says a line. Nobody can be told that this failed, so nobody is.
-    pub fn say(&mut self, words: impl Display) {
-        eprintln!("agent: {words}");
+    /// Logs a line. Ignores errors, as there is nowhere to report them.
+    pub fn say(&mut self, line: impl Display) {
+        eprintln!("agent: {line}");
         if let Some(file) = &mut self.file {
-            let _ = writeln!(file, "{words}");
+            let _ = writeln!(file, "{line}");
         }
-        // The console is a terminal whose last lines would otherwise be lost when the VM ends.
+        // Without this, the console would lose its last lines when the VM ends.
         let _ = rustix::termios::tcdrain(io::stderr());
     }
 }

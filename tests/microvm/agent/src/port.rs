@@ -1,4 +1,5 @@
-//! A virtio-console port, as the guest's kernel shows it: for scenarios about single system calls, or blocking ones.
+//! A virtio-console port as the guest's kernel shows it, for scenarios that need single system calls
+//! or blocking ones.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -7,9 +8,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use tokio_krun::agent::VirtioPort;
 
-use crate::scenario::run;
+use crate::scenario::block_on;
 
-/// The port that each scenario talks over; some use others besides.
+/// The scenarios' port; some use others too.
 pub const AGENT: &str = "agent";
 
 pub struct Port {
@@ -17,38 +18,39 @@ pub struct Port {
 }
 
 impl Port {
-    /// Opens the port non-blocking: reads and writes wait in `poll(2)`, where they also see the
-    /// host hang up.
+    /// Opens the port non-blocking. Reads and writes wait in `poll(2)`, which also reports a hang-up.
     pub fn open(name: &str) -> io::Result<Self> {
-        run(async { VirtioPort::open(name).await?.into_nonblocking_fd() }).map(|fd| Self { fd })
+        block_on(async { VirtioPort::open(name).await?.into_nonblocking_fd() })
+            .map(|fd| Self { fd })
     }
 
-    /// Opens the port for blocking reads and writes. A write that is waiting when the host hangs
-    /// up never returns: that is how Linux does it.
+    /// Opens the port for blocking reads and writes. If the host hangs up while a write waits, Linux
+    /// never returns from that write.
     pub fn open_blocking(name: &str) -> io::Result<Self> {
-        run(async { VirtioPort::open(name).await?.into_blocking_fd() }).map(|fd| Self { fd })
+        block_on(async { VirtioPort::open(name).await?.into_blocking_fd() }).map(|fd| Self { fd })
     }
 
-    /// Reads what there is: `None` if that is nothing, 0 if the host has hung up.
+    /// Reads without waiting: `None` if there is nothing to read, 0 if the host has hung up.
     pub fn try_read(&self, buf: &mut [u8]) -> io::Result<Option<usize>> {
-        retried(|| rustix::io::read(&self.fd, &mut *buf))
+        retry_interrupted(|| rustix::io::read(&self.fd, &mut *buf))
     }
 
-    /// Writes what there is room for: `None` if there is none.
+    /// Writes without waiting: `None` if there is no room.
     pub fn try_write(&self, buf: &[u8]) -> io::Result<Option<usize>> {
-        retried(|| rustix::io::write(&self.fd, buf))
+        retry_interrupted(|| rustix::io::write(&self.fd, buf))
     }
 
-    /// What there is now of `IN`, `OUT` and `HUP`.
+    /// Reports which of `IN`, `OUT` and `HUP` are set now.
     pub fn ready(&self) -> io::Result<PollFlags> {
         let mut fds = [PollFd::new(&self.fd, PollFlags::IN | PollFlags::OUT)];
         poll(&mut fds, Some(&Timespec::default()))?;
         Ok(fds[0].revents())
     }
 
-    /// Sleeps until one of `wanted`, or a hang-up, has come. `BrokenPipe` if the host has hung up
-    /// and only writing was asked for: such a write would never again find room, while a read
-    /// still yields what the host sent before, and then end of file.
+    /// Sleeps until one of `wanted` is set or the host hangs up.
+    ///
+    /// Fails with `BrokenPipe` if the host has hung up and `wanted` is only `OUT`: a write would
+    /// never find room again. A read still returns what the host sent before, then end of file.
     pub fn wait(&self, wanted: PollFlags) -> io::Result<PollFlags> {
         loop {
             let mut fds = [PollFd::new(&self.fd, wanted)];
@@ -57,18 +59,18 @@ impl Port {
                 Err(Errno::INTR) => continue,
                 Err(e) => return Err(e.into()),
             }
-            let came = fds[0].revents();
-            if came.contains(PollFlags::HUP) && wanted == PollFlags::OUT {
+            let ready = fds[0].revents();
+            if ready.contains(PollFlags::HUP) && wanted == PollFlags::OUT {
                 return Err(io::Error::new(
                     io::ErrorKind::BrokenPipe,
                     "the host hung up while the guest had something to write",
                 ));
             }
-            return Ok(came);
+            return Ok(ready);
         }
     }
 
-    /// Reads at least one byte, or 0 at the end of file.
+    /// Reads at least one byte. Returns 0 at end of file.
     pub fn read(&self, buf: &mut [u8]) -> io::Result<usize> {
         loop {
             match self.try_read(buf)? {
@@ -114,7 +116,9 @@ pub fn end_of_file() -> io::Error {
     )
 }
 
-fn retried(mut call: impl FnMut() -> rustix::io::Result<usize>) -> io::Result<Option<usize>> {
+fn retry_interrupted(
+    mut call: impl FnMut() -> rustix::io::Result<usize>,
+) -> io::Result<Option<usize>> {
     loop {
         match call() {
             Ok(n) => return Ok(Some(n)),

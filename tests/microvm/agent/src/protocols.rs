@@ -1,4 +1,4 @@
-//! Protocols on tokio, over the crate's own end of the port.
+//! Protocols on tokio, over the crate's `VirtioPort`.
 
 use std::future::poll_fn;
 use std::io;
@@ -15,8 +15,8 @@ use yamux::{Config, Connection, ConnectionError, Mode};
 use crate::port::AGENT;
 use crate::{Log, grpc};
 
-/// Answers each message in CBOR, an array of integers, with another: how many there were, and their sum.
-/// Ends at the end of the file, after which a write must fail.
+/// Reads arrays of integers in CBOR. Answers each with another array: how many integers there were,
+/// and their sum. Ends at end of file, after which a write must fail.
 pub async fn cbor() -> io::Result<()> {
     let port = VirtioPort::open(AGENT).await?;
     let mut frames = Framed::new(port, LengthDelimitedCodec::new());
@@ -27,46 +27,48 @@ pub async fn cbor() -> io::Result<()> {
         ciborium::into_writer(&Value::Array(reply.into()), &mut bytes).map_err(io::Error::other)?;
         frames.send(Bytes::from(bytes)).await?;
     }
-    // The end of the file comes a moment before the hang-up, which ends this.
+    // End of file arrives a moment before the hang-up, which ends this loop.
     let mut port = frames.into_inner();
     loop {
         match port.write(b"nobody hears this").await {
             Ok(_) => {}
-            Err(error) => return is_broken_pipe(Err(error)),
+            Err(error) => return expect_broken_pipe(Err(error)),
         }
     }
 }
 
-/// Writes until the host hangs up: also a write that waits for room must end then.
+/// Writes until the host hangs up. The hang-up must also end a write that waits for room.
 pub async fn writer(log: &mut Log) -> io::Result<()> {
     let mut port = VirtioPort::open(AGENT).await?;
     let written = port.write_all(&vec![7; 64 * 1024 * 1024]).await;
-    log.say(format_args!("a write that waited: {written:?}"));
-    is_broken_pipe(written)
+    log.say(format_args!("the write ended: {written:?}"));
+    expect_broken_pipe(written)
 }
 
-fn is_broken_pipe(written: io::Result<()>) -> io::Result<()> {
+fn expect_broken_pipe(written: io::Result<()>) -> io::Result<()> {
     match written {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         Err(error) => Err(error),
-        Ok(()) => Err(io::Error::other("a write to a host that had hung up")),
+        Ok(()) => Err(io::Error::other(
+            "the write succeeded although the host hung up",
+        )),
     }
 }
 
-/// Serves gRPC until the host's client goes.
+/// Serves gRPC until the host's client is gone.
 pub async fn grpc() -> io::Result<()> {
     let port = VirtioPort::open(AGENT).await?;
     grpc::serve(port).await.map_err(io::Error::other)
 }
 
-/// Sends back what comes, on each of any number of streams.
+/// Echoes on any number of streams.
 pub async fn mux() -> io::Result<()> {
     let port = VirtioPort::open(AGENT).await?;
     let mut connection = Connection::new(port.compat(), Config::default(), Mode::Server);
     while let Some(stream) = poll_fn(|cx| connection.poll_next_inbound(cx)).await {
         let stream = match stream {
             Ok(stream) => stream,
-            // The host has hung up while there was something to say, such as an answer to a ping.
+            // The host hung up before the agent could send, for example, an answer to a ping.
             Err(ConnectionError::Io(e)) if e.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
             Err(e) => return Err(io::Error::other(e)),
         };

@@ -1,6 +1,8 @@
-//! What the guest does, by name. Integers are little-endian except a frame's length; payload is
-//! that of `pattern.rs`, from the guest with the seed `FROM_GUEST` and from the host with
-//! `FROM_HOST`, each plus the port's number in a scenario of several; checksums are CRC-32 (IEEE).
+//! The guest's side of each scenario, by name.
+//!
+//! Integers are little-endian, except the length of a frame. Checksums are CRC-32 (IEEE). Payload
+//! comes from `pattern.rs`: the guest sends with the seed `FROM_GUEST`, the host with `FROM_HOST`. A
+//! scenario with several ports adds the port's number to both seeds.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -19,38 +21,38 @@ use crate::protocols;
 use crate::remote::remote;
 use crate::virtio_port;
 
-/// The most that Linux takes of one `write` to a port.
+/// The most that Linux takes in one `write` to a port.
 pub const CHUNK: usize = 32 * 1024;
 const LONGEST_FRAME: usize = 1024 * 1024;
 const STALL_BYTES: u64 = 8 * 1024 * 1024;
 
-/// `work` on a runtime of one thread.
-pub fn run<T>(work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+/// Runs `work` on a single-threaded runtime.
+pub fn block_on<T>(work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?
         .block_on(work)
 }
 
-pub fn play(name: &str, log: &mut Log) -> io::Result<()> {
+pub fn run_scenario(name: &str, log: &mut Log) -> io::Result<()> {
     match name {
-        "echo" => run(echo()),
-        "frames" => run(frames()),
-        "traffic" => run(traffic(AGENT, 0, log)),
-        "ports" => run(ports()),
-        "late-open" => run(late_open()),
+        "echo" => block_on(echo()),
+        "frames" => block_on(frames()),
+        "traffic" => block_on(traffic(AGENT, 0, log)),
+        "ports" => block_on(ports()),
+        "late-open" => block_on(late_open()),
         "last-words" => last_words(),
         "flood" => flood(),
         "stall" => stall(log),
         "remote" => remote(log),
         "bench" => bench(),
-        "cbor" => run(protocols::cbor()),
-        "grpc" => run(protocols::grpc()),
-        "mux" => run(protocols::mux()),
-        "appear" => run(virtio_port::appear()),
-        "tries" => run(virtio_port::tries()),
-        "writer" => run(protocols::writer(log)),
-        "fail" => Err(io::Error::other("as it was asked to")),
+        "cbor" => block_on(protocols::cbor()),
+        "grpc" => block_on(protocols::grpc()),
+        "mux" => block_on(protocols::mux()),
+        "appear" => block_on(virtio_port::appear()),
+        "tries" => block_on(virtio_port::tries()),
+        "writer" => block_on(protocols::writer(log)),
+        "fail" => Err(io::Error::other("as requested")),
         _ => Err(io::Error::new(
             io::ErrorKind::InvalidInput,
             "no such scenario",
@@ -58,7 +60,7 @@ pub fn play(name: &str, log: &mut Log) -> io::Result<()> {
     }
 }
 
-/// Greets, then sends back what it reads, until the host hangs up.
+/// Sends a greeting, then echoes until the host hangs up.
 async fn echo() -> io::Result<()> {
     greet_and_echo(VirtioPort::open(AGENT).await?).await
 }
@@ -68,8 +70,8 @@ pub async fn greet_and_echo(mut port: VirtioPort) -> io::Result<()> {
     echo_until_hang_up(port).await
 }
 
-/// Lets the host's bytes queue up before it opens the port, then sends them back without a
-/// greeting, until the host hangs up.
+/// Lets the host's bytes queue up before it opens the port. Then echoes without a greeting, until the
+/// host hangs up.
 async fn late_open() -> io::Result<()> {
     tokio::time::sleep(Duration::from_secs(2)).await;
     echo_until_hang_up(VirtioPort::open(AGENT).await?).await
@@ -85,8 +87,8 @@ async fn echo_until_hang_up(mut port: VirtioPort) -> io::Result<()> {
     }
 }
 
-/// Sends back each frame it reads (a big-endian u32 length, then so many bytes), until and
-/// including a frame that is `bye`. Reads nothing while it writes.
+/// Echoes frames: a big-endian u32 length, then that many bytes. Ends after it has echoed the frame
+/// `bye`. Does not read while it writes.
 async fn frames() -> io::Result<()> {
     let codec = LengthDelimitedCodec::builder()
         .max_frame_length(LONGEST_FRAME)
@@ -102,9 +104,12 @@ async fn frames() -> io::Result<()> {
     }
 }
 
-/// Reads {u64 bytes from the host, u64 bytes to the host}; sends and receives so many at the same
-/// time; sends {u64 bytes received, u32 their checksum, u32 1 if each was right, else 0}; waits for
-/// one more byte, the host's word that it has read all this.
+/// Moves bytes both ways at the same time:
+///
+/// 1. Reads {u64 bytes from the host, u64 bytes to the host}.
+/// 2. Receives and sends that many bytes at the same time.
+/// 3. Sends {u64 bytes received, u32 their checksum, u32 1 if each was right, else 0}.
+/// 4. Waits for one more byte, by which the host confirms that it has read all this.
 async fn traffic(name: &str, number: u64, log: &mut Log) -> io::Result<()> {
     let mut port = VirtioPort::open(name).await?;
     let (mut to_receive, mut to_send) = (port.read_u64_le().await?, port.read_u64_le().await?);
@@ -120,7 +125,7 @@ async fn traffic(name: &str, number: u64, log: &mut Log) -> io::Result<()> {
         .await?;
         if to_receive > 0 {
             let most = at_most(buf.len(), to_receive);
-            match unless_it_waits(port.try_read(&mut buf[..most]))? {
+            match none_if_would_block(port.try_read(&mut buf[..most]))? {
                 Some(0) => return Err(end_of_file()),
                 Some(n) => {
                     received.take(&buf[..n], log);
@@ -130,7 +135,7 @@ async fn traffic(name: &str, number: u64, log: &mut Log) -> io::Result<()> {
             }
         }
         if to_send > 0
-            && let Some(n) = unless_it_waits(port.try_write(sending.next(to_send)))?
+            && let Some(n) = none_if_would_block(port.try_write(sending.next(to_send)))?
         {
             sending.advance(n);
             to_send -= n as u64;
@@ -144,14 +149,14 @@ async fn traffic(name: &str, number: u64, log: &mut Log) -> io::Result<()> {
     port.read_exact(&mut [0]).await.map(drop)
 }
 
-fn unless_it_waits(moved: io::Result<usize>) -> io::Result<Option<usize>> {
+fn none_if_would_block(moved: io::Result<usize>) -> io::Result<Option<usize>> {
     match moved {
         Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(None),
         moved => moved.map(Some),
     }
 }
 
-/// As `traffic`, at the same time over each of the ports "agent", "agent1", "agent2" and "agent3".
+/// Runs `traffic` over the ports "agent", "agent1", "agent2" and "agent3" at the same time.
 async fn ports() -> io::Result<()> {
     let names = [AGENT, "agent1", "agent2", "agent3"];
     let ports = (0..)
@@ -160,8 +165,8 @@ async fn ports() -> io::Result<()> {
     futures::future::try_join_all(ports).await.map(drop)
 }
 
-/// Reads a u64, writes so many bytes with blocking writes, and ends the VM as soon as the last
-/// write has returned.
+/// Reads a u64 and writes that many bytes with blocking writes. Ends the VM as soon as the last write
+/// returns.
 fn last_words() -> io::Result<()> {
     let port = Port::open_blocking(AGENT)?;
     let mut left = read_u64(&port)?;
@@ -174,7 +179,7 @@ fn last_words() -> io::Result<()> {
     Ok(())
 }
 
-/// Writes for ever, with blocking writes.
+/// Writes forever with blocking writes.
 fn flood() -> io::Result<()> {
     let port = Port::open_blocking(AGENT)?;
     let mut sending = Sending::new(0);
@@ -184,8 +189,12 @@ fn flood() -> io::Result<()> {
     }
 }
 
-/// Waits for a byte; sends 8 MiB with blocking writes; sends {u64 bytes sent, u32 their checksum,
-/// u32 milliseconds of the longest write}; waits for one more byte.
+/// Measures how long blocking writes take:
+///
+/// 1. Waits for a byte.
+/// 2. Sends 8 MiB with blocking writes.
+/// 3. Sends {u64 bytes sent, u32 their checksum, u32 milliseconds of the longest write}.
+/// 4. Waits for one more byte.
 fn stall(log: &mut Log) -> io::Result<()> {
     let port = Port::open_blocking(AGENT)?;
     port.read_exact(&mut [0])?;
@@ -216,18 +225,18 @@ pub fn read_u64(port: &Port) -> io::Result<u64> {
     Ok(u64::from_le_bytes(bytes))
 }
 
-/// `length`, cut to `limit`.
+/// The smaller of `length` and `limit`.
 pub fn at_most(length: usize, limit: u64) -> usize {
     usize::try_from(limit).map_or(length, |limit| length.min(limit))
 }
 
-/// The generated bytes that the guest sends, a chunk at a time.
+/// Generates the bytes that the guest sends, a chunk at a time.
 pub struct Sending {
     pattern: Pattern,
     chunk: Vec<u8>,
-    /// How much of `chunk` has been sent.
+    /// How many bytes of `chunk` have been sent.
     sent: usize,
-    /// The checksum of all that has been sent.
+    /// The checksum of all bytes sent.
     crc: Hasher,
 }
 
@@ -241,7 +250,7 @@ impl Sending {
         }
     }
 
-    /// The bytes to send next: at least one, and no more than `limit`.
+    /// Returns the bytes to send next: at least one, at most `limit`.
     pub fn next(&mut self, limit: u64) -> &[u8] {
         if self.sent == self.chunk.len() {
             self.pattern.fill(&mut self.chunk);
@@ -251,14 +260,14 @@ impl Sending {
         &rest[..at_most(rest.len(), limit)]
     }
 
-    /// The first `n` of those bytes have been sent.
+    /// Counts the first `n` of those bytes as sent.
     pub fn advance(&mut self, n: usize) {
         self.crc.update(&self.chunk[self.sent..self.sent + n]);
         self.sent += n;
     }
 }
 
-/// The generated bytes that the guest receives, held against what they must be.
+/// Checks the bytes that the guest receives.
 pub struct Received {
     pattern: Pattern,
     count: u64,

@@ -1,4 +1,4 @@
-//! What `VirtioPort` promises and only a real port can show.
+//! Tests promises of `VirtioPort` that only a real port can show.
 
 use std::fs;
 use std::future::poll_fn;
@@ -18,10 +18,10 @@ use crate::scenario::{CHUNK, greet_and_echo};
 
 const PORTS: &str = "/sys/class/virtio-ports";
 
-/// Opens the port at a time when it has no device file, gives it one, and has the kernel say that there is a
-/// device; then as `echo`.
+/// Starts to open the port while it has no device file. Then restores the file and makes the kernel
+/// announce the device. From there on, this is `echo`.
 pub async fn appear() -> io::Result<()> {
-    // Its name is known once this ends.
+    // Once this returns, sysfs has the port's name.
     drop(VirtioPort::open(AGENT).await?);
     let device = device(AGENT)?;
     let (file, away) = (Path::new("/dev").join(&device), Path::new("/dev/away"));
@@ -29,15 +29,17 @@ pub async fn appear() -> io::Result<()> {
 
     let mut opening = pin!(VirtioPort::open(AGENT));
     if let Some(opened) = poll_immediate(&mut opening).await {
-        return Err(unexpected(format!("without a device file: {opened:?}")));
+        return Err(unexpected(format!(
+            "opened without a device file: {opened:?}"
+        )));
     }
-    // No look follows without an event, and of that it hears when the runtime sleeps, in the last line.
+    // `open` looks again only after an event, which it sees when the runtime sleeps in the last line.
     fs::rename(away, &file)?;
     fs::write(Path::new(PORTS).join(&device).join("uevent"), "add")?;
     greet_and_echo(opening.await?).await
 }
 
-/// The name of the port's device file, and of its folder in sysfs.
+/// The name that the port's device file and its folder in sysfs share.
 fn device(name: &str) -> io::Result<PathBuf> {
     for entry in fs::read_dir(PORTS)? {
         let entry = entry?;
@@ -48,34 +50,37 @@ fn device(name: &str) -> io::Result<PathBuf> {
     Err(ErrorKind::NotFound.into())
 }
 
-/// What the ring of the test's port holds, and krun's default queue, in chunks.
+/// How many chunks the port holds: 2 in the ring of the test, 32 in krun's default queue.
 const FULL: usize = 2 + 32;
 const ROUNDS: usize = 5;
 
-/// Fills the port. Then, so many times, a task writes one more chunk, which must wait for room, while another tries
-/// to write one, over and over, until the first has written or a try has found room. Over the port "control" it says
-/// `w` when a write is about to wait, `t` if a try has taken the room instead, and `d` when all is done: the host's
-/// answer to each of the first two is that it reads a chunk.
+/// Fills the port, then runs `ROUNDS` rounds. In each, one task writes one more chunk, which must wait
+/// for room. Another task tries to write a chunk over and over, until the first task has written or a
+/// try finds room.
+///
+/// Reports over the port "control": `w` when a write is about to wait, `t` when a try has taken the
+/// room instead, `d` when all is done. The host answers `w` and `t` by reading a chunk.
 pub async fn tries() -> io::Result<()> {
-    // A task of its own comes after the one that writes, if both can go on: what has no task comes first.
-    tokio::spawn(try_in_rounds()).await?
+    // As a spawned task, this runs after the task that writes if both can go on. As `block_on`'s own
+    // future, it would run first.
+    tokio::spawn(run_rounds()).await?
 }
 
-async fn try_in_rounds() -> io::Result<()> {
+async fn run_rounds() -> io::Result<()> {
     let mut control = VirtioPort::open(CONTROL).await?;
     let mut port = VirtioPort::open(AGENT).await?;
     port.write_all(&vec![7; FULL * CHUNK]).await?;
     let port = Arc::new(Mutex::new(port));
     let (mut refused, mut taken) = (0, 0);
     for _ in 0..ROUNDS {
-        let writing = tokio::spawn(write_a_chunk(Arc::clone(&port)));
+        let writing = tokio::spawn(write_chunk(Arc::clone(&port)));
         tokio::task::yield_now().await;
         if writing.is_finished() {
-            return Err(unexpected("there was room"));
+            return Err(unexpected("the write found room in a full port"));
         }
         control.write_all(b"w").await?;
         while !writing.is_finished() {
-            match locked(&port, |port| port.try_write(&[8; CHUNK])) {
+            match with_lock(&port, |port| port.try_write(&[8; CHUNK])) {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => refused += 1,
                 Err(error) => return Err(error),
                 Ok(_) => {
@@ -88,18 +93,20 @@ async fn try_in_rounds() -> io::Result<()> {
         }
         writing.await??;
     }
-    Log::new().say(format_args!("{refused} tries found no room, {taken} did"));
+    Log::new().say(format_args!(
+        "{refused} tries found no room, {taken} found room"
+    ));
     if refused == 0 {
-        return Err(unexpected("no try found that there was no room"));
+        return Err(unexpected("every try found room"));
     }
     control.write_all(b"d").await
 }
 
-async fn write_a_chunk(port: Arc<Mutex<VirtioPort>>) -> io::Result<usize> {
-    poll_fn(|cx| locked(&port, |port| Pin::new(port).poll_write(cx, &[7; CHUNK]))).await
+async fn write_chunk(port: Arc<Mutex<VirtioPort>>) -> io::Result<usize> {
+    poll_fn(|cx| with_lock(&port, |port| Pin::new(port).poll_write(cx, &[7; CHUNK]))).await
 }
 
-fn locked<T>(port: &Mutex<VirtioPort>, work: impl FnOnce(&mut VirtioPort) -> T) -> T {
+fn with_lock<T>(port: &Mutex<VirtioPort>, work: impl FnOnce(&mut VirtioPort) -> T) -> T {
     work(&mut port.lock().unwrap_or_else(PoisonError::into_inner))
 }
 

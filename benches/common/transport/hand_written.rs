@@ -1,5 +1,7 @@
-//! What host programs write by hand today, reproduced in its plainest form: two rings of
-//! `Vec<u8>`, each push followed by a byte into a pipe, and `AsyncFd` on the host's side.
+//! The channel that host programs write by hand today, in its plainest form.
+//!
+//! It has two rings of `Vec<u8>`. Each push also writes a byte to a pipe. The host waits for the pipe
+//! with `AsyncFd`.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -16,12 +18,12 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::common::vmm::{Channel, Input, Output, Transport};
 
-/// How many chunks each ring holds when no capacity is asked for.
+/// How many chunks each ring holds if no capacity is given.
 const SLOTS: usize = 256;
-/// A Linux guest's largest descriptor: with a capacity, what a slot is taken to hold.
+/// Bytes for each slot if a capacity is given: a Linux guest's largest descriptor.
 const SLOT: usize = 32 * 1024;
 
-pub(crate) struct Seed;
+pub(crate) struct HandWritten;
 
 /// One direction.
 struct Ring {
@@ -36,17 +38,18 @@ struct Pipe {
     writer: OwnedFd,
 }
 
-/// How the ring's writer learns of room.
+/// How the ring's writer learns that there is room.
 enum Room {
-    /// The host's task.
+    /// Wakes the host's task.
     Pipe(Pipe),
-    /// krun's TX thread.
+    /// Wakes krun's TX thread.
     Thread(Mutex<()>, Condvar),
 }
 
 impl Pipe {
     fn new() -> Self {
-        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).expect("a pipe");
+        let (reader, writer) =
+            pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).expect("cannot create a pipe");
         Self { reader, writer }
     }
 
@@ -59,9 +62,9 @@ impl Pipe {
     }
 
     fn register(&self) -> AsyncFd<OwnedFd> {
-        let reader = self.reader.try_clone().expect("a descriptor");
-        #[allow(deprecated, reason = "what programs call today")]
-        AsyncFd::new(reader).expect("a registration")
+        let reader = self.reader.try_clone().expect("cannot duplicate the pipe");
+        #[allow(deprecated, reason = "programs call it today")]
+        AsyncFd::new(reader).expect("cannot register the pipe")
     }
 }
 
@@ -98,7 +101,7 @@ impl Ring {
         match &self.room {
             Room::Pipe(pipe) => pipe.signal(),
             Room::Thread(lock, changed) => {
-                let _guard = lock.lock().expect("no panic");
+                let _guard = lock.lock().expect("a thread panicked");
                 changed.notify_one();
             }
         }
@@ -111,14 +114,14 @@ impl Ring {
     }
 }
 
-/// A ring's reader, which keeps the rest of the chunk it is at.
-struct Rest {
+/// A ring's reader. It keeps the unread rest of the current chunk.
+struct ChunkReader {
     ring: Arc<Ring>,
     chunk: Vec<u8>,
     taken: usize,
 }
 
-impl Rest {
+impl ChunkReader {
     fn new(ring: &Arc<Ring>) -> Self {
         Self {
             ring: Arc::clone(ring),
@@ -127,7 +130,7 @@ impl Rest {
         }
     }
 
-    /// `None` if there is nothing yet, nothing at the end.
+    /// `None` if the ring is empty. An empty slice at end of file.
     fn next(&mut self, limit: usize) -> Option<&[u8]> {
         if self.taken == self.chunk.len() {
             let closed = self.ring.closed.load(Ordering::Acquire);
@@ -143,31 +146,31 @@ impl Rest {
     }
 }
 
-impl Drop for Rest {
+impl Drop for ChunkReader {
     fn drop(&mut self) {
         self.ring.close();
     }
 }
 
-pub(crate) struct SeedRead {
-    rest: Rest,
+pub(crate) struct HandWrittenRead {
+    reader: ChunkReader,
     data: AsyncFd<OwnedFd>,
 }
 
-pub(crate) struct SeedWrite {
+pub(crate) struct HandWrittenWrite {
     ring: Arc<Ring>,
     room: AsyncFd<OwnedFd>,
 }
 
-pub(crate) struct SeedInput(Rest);
-pub(crate) struct SeedOutput(Arc<Ring>);
+pub(crate) struct HandWrittenInput(ChunkReader);
+pub(crate) struct HandWrittenOutput(Arc<Ring>);
 
-impl Transport for Seed {
-    const NAME: &'static str = "by hand";
-    type Read = SeedRead;
-    type Write = SeedWrite;
-    type Input = SeedInput;
-    type Output = SeedOutput;
+impl Transport for HandWritten {
+    const NAME: &'static str = "hand-written";
+    type Read = HandWrittenRead;
+    type Write = HandWrittenWrite;
+    type Input = HandWrittenInput;
+    type Output = HandWrittenOutput;
 
     fn new(capacity: Option<usize>) -> Channel<Self> {
         let tx = Ring::new(capacity, Room::Thread(Mutex::new(()), Condvar::new()));
@@ -175,21 +178,21 @@ impl Transport for Seed {
         let write_room = room.register();
         let rx = Ring::new(capacity, Room::Pipe(room));
         Channel {
-            read: SeedRead {
-                rest: Rest::new(&tx),
+            read: HandWrittenRead {
+                reader: ChunkReader::new(&tx),
                 data: tx.data.register(),
             },
-            write: SeedWrite {
+            write: HandWrittenWrite {
                 ring: Arc::clone(&rx),
                 room: write_room,
             },
-            input: SeedInput(Rest::new(&rx)),
-            output: SeedOutput(tx),
+            input: HandWrittenInput(ChunkReader::new(&rx)),
+            output: HandWrittenOutput(tx),
         }
     }
 }
 
-impl AsyncRead for SeedRead {
+impl AsyncRead for HandWrittenRead {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -197,15 +200,15 @@ impl AsyncRead for SeedRead {
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         loop {
-            if let Some(bytes) = this.rest.next(buf.remaining()) {
+            if let Some(bytes) = this.reader.next(buf.remaining()) {
                 buf.put_slice(bytes);
                 return Poll::Ready(Ok(()));
             }
             let mut guard = ready!(this.data.poll_read_ready(cx))?;
-            this.rest.ring.data.drain();
+            this.reader.ring.data.drain();
             guard.clear_ready();
-            // What was pushed before the drain is in the ring; what comes now is a new edge.
-            if let Some(bytes) = this.rest.next(buf.remaining()) {
+            // A push before the drain is visible in the ring now. A later push writes a new byte.
+            if let Some(bytes) = this.reader.next(buf.remaining()) {
                 buf.put_slice(bytes);
                 return Poll::Ready(Ok(()));
             }
@@ -213,7 +216,7 @@ impl AsyncRead for SeedRead {
     }
 }
 
-impl AsyncWrite for SeedWrite {
+impl AsyncWrite for HandWrittenWrite {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -242,13 +245,13 @@ impl AsyncWrite for SeedWrite {
     }
 }
 
-impl Drop for SeedWrite {
+impl Drop for HandWrittenWrite {
     fn drop(&mut self) {
         self.ring.close();
     }
 }
 
-impl Input for SeedInput {
+impl Input for HandWrittenInput {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         if self.0.taken == self.0.chunk.len() && self.0.ring.chunks.is_empty() {
             self.0.ring.data.drain();
@@ -263,11 +266,11 @@ impl Input for SeedInput {
 
     fn wait_until_readable(&mut self) {
         let mut wake = [PollFd::new(&self.0.ring.data.reader, PollFlags::IN)];
-        poll(&mut wake, None).expect("a wait");
+        poll(&mut wake, None).expect("cannot wait");
     }
 }
 
-impl Output for SeedOutput {
+impl Output for HandWrittenOutput {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
         self.0.push(buf)
     }
@@ -276,14 +279,14 @@ impl Output for SeedOutput {
         let Room::Thread(lock, changed) = &self.0.room else {
             return;
         };
-        let mut guard = lock.lock().expect("no panic");
+        let mut guard = lock.lock().expect("a thread panicked");
         while self.0.chunks.is_full() && !self.0.closed.load(Ordering::Acquire) {
-            guard = changed.wait(guard).expect("no panic");
+            guard = changed.wait(guard).expect("a thread panicked");
         }
     }
 }
 
-impl Drop for SeedOutput {
+impl Drop for HandWrittenOutput {
     fn drop(&mut self) {
         self.0.close();
     }

@@ -1,7 +1,7 @@
-//! A wake for tasks, of any runtime.
+//! What each side sleeps on: a wake for tasks, of any runtime.
 
 use std::io;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use tokio::sync::Notify;
@@ -23,7 +23,7 @@ struct Polling {
 }
 
 impl TaskWake {
-    /// Never fails; the signature is that of every wake.
+    /// Never fails; every wake has this signature.
     pub(crate) fn new() -> io::Result<Self> {
         Ok(Self {
             waiting: Notify::new(),
@@ -31,9 +31,8 @@ impl TaskWake {
         })
     }
 
-    /// Ready once there has been a signal since the last time this was ready. Wakes the last task
-    /// that polled.
-    pub(super) fn poll(&self, cx: &mut Context<'_>) -> Poll<()> {
+    /// Ready once there was a signal since the last time this was ready. Wakes the last task that polled.
+    fn poll(&self, cx: &mut Context<'_>) -> Poll<()> {
         let mut polling = self.polling();
         if std::mem::take(&mut polling.signalled) {
             return Poll::Ready(());
@@ -45,8 +44,8 @@ impl TaskWake {
         Poll::Pending
     }
 
-    /// Ready once there has been a signal since the call: not since the first poll.
-    pub(super) fn signalled(&self) -> impl Future<Output = ()> {
+    /// Ready once there was a signal since this call, which may be before the first poll.
+    fn signalled(&self) -> impl Future<Output = ()> {
         self.waiting.notified()
     }
 
@@ -69,12 +68,33 @@ impl Wake for TaskWake {
     }
 }
 
-/// Waits until `look` finds something: registers, arms, and looks, in the order of
-/// [`gate`](crate::shared)'s protocol.
-pub(super) async fn until<T>(signal: &Signal<TaskWake>, mut look: impl FnMut() -> Option<T>) -> T {
+/// How the host's tasks wait for a wake.
+#[derive(Debug)]
+pub(crate) struct HostWait(Arc<TaskWake>);
+
+impl HostWait {
+    /// Never fails; every platform has this signature.
+    pub(crate) fn register(wake: Arc<TaskWake>) -> io::Result<Self> {
+        Ok(Self(wake))
+    }
+
+    /// Ready once there was a signal since the last time this was ready. Wakes the last task that polled.
+    pub(crate) fn poll(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.0.poll(cx).map(Ok)
+    }
+
+    /// The same for any number of tasks at once: each is woken.
+    pub(crate) async fn wait(&self) -> io::Result<()> {
+        self.0.signalled().await;
+        Ok(())
+    }
+}
+
+/// Waits until `look` finds something. In the order of the [protocol](crate::shared::Signal): registers, arms, looks.
+pub(crate) async fn until<T>(signal: &Signal<TaskWake>, mut look: impl FnMut() -> Option<T>) -> T {
     loop {
         let signalled = signal.wake().signalled();
-        if let Some(found) = signal.look(&mut look) {
+        if let Some(found) = signal.look_or_arm(&mut look) {
             return found;
         }
         signalled.await;

@@ -1,11 +1,11 @@
-//! `poll(2)` for reading, as krun's RX thread calls it: for the in-process guest and for tests.
+//! `poll(2)` for reading, as krun's RX thread calls it.
 
 use std::os::fd::BorrowedFd;
 
 use rustix::event::Timespec;
 use rustix::io::Result;
 
-/// Waits until one of `fds` is readable, and tells whether one is; no longer than `limit`.
+/// Waits until one of `fds` is readable, for at most `limit`, and returns whether one is.
 #[cfg(not(miri))]
 pub(crate) fn is_any_readable(fds: &[BorrowedFd<'_>], limit: Option<&Timespec>) -> Result<bool> {
     use rustix::event::{PollFd, PollFlags, poll};
@@ -17,8 +17,8 @@ pub(crate) fn is_any_readable(fds: &[BorrowedFd<'_>], limit: Option<&Timespec>) 
     poll(&mut fds, limit).map(|ready| ready > 0)
 }
 
-/// Miri has no `poll(2)`. A descriptor that is ready when it is added to an epoll is an edge, so this
-/// sees a level, too.
+/// Miri has no `poll(2)`. A descriptor that is ready when it is added to an epoll counts as an edge, so this sees a level
+/// too.
 #[cfg(miri)]
 pub(crate) fn is_any_readable(fds: &[BorrowedFd<'_>], limit: Option<&Timespec>) -> Result<bool> {
     use rustix::event::epoll;

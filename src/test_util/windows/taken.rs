@@ -3,7 +3,7 @@
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 #[derive(Debug, Default)]
-pub(in crate::sys::windows) struct Taken {
+pub(crate) struct Taken {
     progress: Mutex<Progress>,
     changed: Condvar,
 }
@@ -15,18 +15,18 @@ struct Progress {
 }
 
 impl Taken {
-    pub(super) fn add(&self, bytes: usize) {
+    pub(crate) fn add(&self, bytes: usize) {
         self.progress().bytes += bytes as u64;
         self.changed.notify_all();
     }
 
-    pub(super) fn end(&self) {
+    pub(crate) fn end(&self) {
         self.progress().ended = true;
         self.changed.notify_all();
     }
 
-    /// Blocks until so many bytes were read, or none will be any more.
-    pub(in crate::sys::windows) fn wait_for(&self, bytes: u64) {
+    /// Blocks until `bytes` were read, or no more will be.
+    pub(super) fn wait_for(&self, bytes: u64) {
         let _progress = self
             .changed
             .wait_while(self.progress(), |progress| {

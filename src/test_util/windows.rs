@@ -1,19 +1,32 @@
 //! krun's two worker threads, played for the in-process guest.
 //!
-//! Each function follows the one of its name in `msb_krun_devices` 0.1.42,
-//! `virtio/console/{process_rx,process_tx,port}.rs`, but where it says so.
+//! Each function follows the one of the same name in `msb_krun_devices` 0.1.42,
+//! `virtio/console/{process_rx,process_tx,port}.rs`, except where it says so.
+
+mod client;
+mod console;
+mod ring_end;
+mod taken;
 
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use super::Console;
-use crate::test_util::{Virtqueues, Worker};
+use super::virtqueue::Virtqueues;
+use super::worker::Worker;
+use crate::port::AgentPort;
+pub(super) use console::Console;
+pub use ring_end::RingEnd;
+pub(crate) use taken::Taken;
 
-/// Dropping it tells both threads to end and does not wait for them.
+pub(super) fn console(port: AgentPort) -> Console {
+    Console::new(port.into_bridge())
+}
+
+/// Dropping it asks both threads to end and does not wait for them.
 #[derive(Debug)]
-pub(crate) struct Workers {
+pub(super) struct Workers {
     stop: Arc<AtomicBool>,
     console: Arc<Console>,
     rx: Worker,
@@ -21,7 +34,7 @@ pub(crate) struct Workers {
 }
 
 impl Workers {
-    pub(crate) fn start(console: &Arc<Console>, virtqueues: &Arc<Virtqueues>) -> io::Result<Self> {
+    pub(super) fn start(console: &Arc<Console>, virtqueues: &Arc<Virtqueues>) -> io::Result<Self> {
         console.open()?;
         let stop = Arc::new(AtomicBool::new(false));
         let worker = |name, work: fn(&Console, &Virtqueues, &AtomicBool)| {
@@ -36,7 +49,7 @@ impl Workers {
             rx.unpark();
         })?;
         virtqueues.set_threads(rx.thread(), tx.thread());
-        // They may have looked before they could be found.
+        // They may have looked for work before the queues knew them.
         rx.unpark();
         tx.unpark();
         Ok(Self {
@@ -47,12 +60,12 @@ impl Workers {
         })
     }
 
-    pub(crate) fn have_panicked(&mut self) -> bool {
+    pub(super) fn have_panicked(&mut self) -> bool {
         self.rx.has_panicked() || self.tx.has_panicked()
     }
 
     /// Ends both threads and waits for them, in krun's order (`Port::quiesce`).
-    pub(crate) async fn stop(mut self) {
+    pub(super) async fn stop(mut self) {
         self.stop.store(true, Ordering::Release);
         self.tx.end().await;
         self.console.wake_reader();
@@ -87,8 +100,8 @@ fn process_rx(console: &Console, virtqueues: &Virtqueues, stop: &AtomicBool) {
             virtqueues.complete_rx(buffer);
         }
         if end {
-            // krun completes the last descriptor twice if the end follows its bytes at once, and no
-            // server of a pipe can help that.
+            // If the end follows right after bytes, krun completes the last descriptor twice. The server of a pipe
+            // cannot prevent that.
             virtqueues.close_host();
             return;
         }
@@ -111,8 +124,8 @@ fn read_to_desc(console: &Console, buffer: &mut [u8]) -> (usize, bool) {
     (filled, false)
 }
 
-/// Unlike krun, completes what it has transmitted only when there is nothing more to transmit and
-/// the bridge has taken it all from the pipe: so `Guest::drained` waits for that.
+/// Unlike krun, this completes what it has transmitted only once there is nothing more to transmit and the bridge has
+/// taken everything from the pipe. So `Guest::drained` waits for that.
 fn process_tx(console: &Console, virtqueues: &Virtqueues, stop: &AtomicBool) {
     loop {
         let next = match stop.load(Ordering::Acquire) {
@@ -120,8 +133,8 @@ fn process_tx(console: &Console, virtqueues: &Virtqueues, stop: &AtomicBool) {
             false => virtqueues.pop_tx(),
         };
         if let Some(descriptor) = next {
-            // It fails once the host has hung up. krun tries again and again from there on; here it is
-            // thrown away, or `Guest::drained` would never end.
+            // It fails once the host has hung up. krun then tries again and again. Here it is thrown away, or
+            // `Guest::drained` would never end.
             let _ = console.write(&descriptor);
             continue;
         }

@@ -6,14 +6,14 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Wake};
 use std::thread;
 
-use super::bridge::{AgentConsolePipeBridge, GuestEnd};
-use super::task_wake::until;
 use crate::port::AgentPort;
+use crate::shared::ConsoleSharedState;
+use crate::sys::{AgentConsolePipeBridge, until};
 
-/// The guest's end without krun and its pipe, for tests that play the guest byte by byte: what is
-/// written here can be read from the stream at once, and the other way round.
+/// The guest's end without krun and its pipe, for tests that play the guest byte by byte. The stream can read at once what
+/// you write here, and the other way round.
 ///
-/// It has the methods that krun's end has on Linux and macOS. Dropping it ends the guest's side.
+/// It has the methods of krun's end on Linux and macOS. Dropping it ends the guest's side.
 ///
 /// # Examples
 ///
@@ -35,7 +35,7 @@ use crate::port::AgentPort;
 #[derive(Debug)]
 #[must_use = "dropping it ends the stream"]
 pub struct RingEnd {
-    end: GuestEnd,
+    shared: Arc<ConsoleSharedState>,
     /// Waits for a krun that never comes.
     _bridge: AgentConsolePipeBridge,
 }
@@ -58,12 +58,12 @@ impl RingEnd {
     pub fn new(port: AgentPort) -> Self {
         let bridge = port.into_bridge();
         Self {
-            end: bridge.guest_end(),
+            shared: bridge.shared(),
             _bridge: bridge,
         }
     }
 
-    /// Copies bytes for the guest into `buf`, as many as there are: none at the end.
+    /// Copies bytes for the guest into `buf`, as many as there are. `Ok(0)` is the end.
     ///
     /// # Errors
     ///
@@ -88,16 +88,16 @@ impl RingEnd {
     /// # Ok(()) }
     /// ```
     pub fn read(&self, buf: &mut [u8]) -> io::Result<usize> {
-        let shared = self.end.shared();
-        shared.guest_calls();
+        let shared = &self.shared;
+        shared.mark_guest_opened();
         if buf.is_empty() {
             return Err(io::ErrorKind::WouldBlock.into());
         }
-        let read = shared.rx_data.look(|| shared.guest_read(buf));
+        let read = shared.rx_data.look_or_arm(|| shared.guest_read(buf));
         read.ok_or_else(|| io::ErrorKind::WouldBlock.into())
     }
 
-    /// Copies the guest's bytes out of `buf`: all of them, or a ringful of more than that.
+    /// Copies the guest's bytes out of `buf`: all of them, or a ringful if they are more than that.
     ///
     /// # Errors
     ///
@@ -120,8 +120,8 @@ impl RingEnd {
     /// # Ok(()) }
     /// ```
     pub fn write(&self, buf: &[u8]) -> io::Result<usize> {
-        let shared = self.end.shared();
-        shared.guest_calls();
+        let shared = &self.shared;
+        shared.mark_guest_opened();
         if buf.is_empty() {
             return Ok(0);
         }
@@ -151,7 +151,7 @@ impl RingEnd {
     /// # Ok(()) }
     /// ```
     pub fn wait_until_writable(&self) {
-        let shared = self.end.shared();
+        let shared = &self.shared;
         block_on(until(&shared.tx_room, || {
             shared.guest_may_write().then_some(())
         }));

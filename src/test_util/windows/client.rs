@@ -1,8 +1,7 @@
 //! krun's end of the pipe, played for the in-process guest.
 //!
-//! Follows `named_pipe` of `msb_krun_devices` 0.1.42, `virtio/console/port_io.rs`: one overlapped
-//! handle, a thread that reads 4 KiB at a time into a queue without limit, and writes that wait in
-//! their caller's thread.
+//! It follows `named_pipe` of `msb_krun_devices` 0.1.42, `virtio/console/port_io.rs`: one overlapped handle, a thread that
+//! reads 4 KiB at a time into a queue without limit, and writes that block their caller's thread.
 
 #![expect(
     unsafe_code,
@@ -35,7 +34,7 @@ pub(super) struct PipeClient {
     reader: Option<thread::JoinHandle<()>>,
 }
 
-/// What the reader has read.
+/// What the reader thread has read.
 #[derive(Debug, Default)]
 struct Input {
     queue: Mutex<Queue>,
@@ -100,9 +99,9 @@ impl PipeClient {
             .unwrap_or_else(PoisonError::into_inner);
     }
 
-    /// Lets who waits look whether it is to stop.
+    /// Makes a waiting reader look whether it has to stop.
     pub(super) fn wake_reader(&self) {
-        // Not between a waiter's look and its sleep.
+        // Locked, so that this does not come between a waiter's look and its sleep.
         drop(self.input.queue());
         self.input.changed.notify_all();
     }
@@ -187,7 +186,7 @@ fn read_unless_stopped(
     let events: [HANDLE; 2] = [&operation.event, stop].map(|event| event.as_raw_handle().cast());
     // SAFETY: both events are open.
     unsafe { WaitForMultipleObjects(events.len() as u32, events.as_ptr(), 0, INFINITE) };
-    // Whatever woke it: a read that has completed is not cancelled by this, any other ends.
+    // Whichever event it was. This cancels a read that has not completed, and has no effect on one that has.
     // SAFETY: the handle is open, and the operation is still there.
     unsafe { CancelIoEx(handle.as_raw_handle().cast(), operation.overlapped()) };
     operation.finish(handle).map(Some)
@@ -211,7 +210,7 @@ impl Operation {
         ptr::from_mut(&mut *self.overlapped)
     }
 
-    /// Waits until it has completed, and says how many bytes it moved.
+    /// Waits until it has completed, and returns how many bytes it moved.
     fn finish(mut self, handle: &OwnedHandle) -> io::Result<usize> {
         let mut moved = 0;
         // SAFETY: the handle is open, and the operation was started on it.
@@ -230,7 +229,7 @@ impl Operation {
     }
 }
 
-/// Of what a call that starts an operation returned: an error if it has not been started.
+/// Takes what a call that starts an operation returned: an error if the operation did not start.
 fn is_under_way(started: i32) -> io::Result<()> {
     if started == 0 {
         let error = io::Error::last_os_error();
@@ -241,7 +240,7 @@ fn is_under_way(started: i32) -> io::Result<()> {
     Ok(())
 }
 
-/// One that stays set.
+/// An event that stays set.
 fn event() -> io::Result<OwnedHandle> {
     // SAFETY: an event without attributes and name.
     let event = unsafe { CreateEventW(ptr::null(), 1, 0, ptr::null()) };

@@ -1,19 +1,19 @@
-//! The port as krun's workers hold it, for the in-process guest.
+//! The port as krun's workers hold it.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use super::KrunEnd;
-use super::bridge::{GuestEnd, Taken};
 use super::client::PipeClient;
+use super::taken::Taken;
+use crate::sys::{AgentConsolePipeBridge, GuestEnd};
 
 /// Dropping it closes krun's end of the pipe, and ends the guest.
 #[derive(Debug)]
-pub(crate) struct Console {
+pub(in crate::test_util) struct Console {
     pipe_name: String,
-    /// krun opens it when the VM starts. Here it is when the workers first start, so that this is
-    /// when the guest is seen to open its port, as on other platforms.
+    /// krun opens it when the VM starts. Here it is opened when the workers first start, so that the host sees the guest
+    /// open its port at that time, as on other platforms.
     pipe: OnceLock<PipeClient>,
     written: AtomicU64,
     taken: Arc<Taken>,
@@ -21,11 +21,11 @@ pub(crate) struct Console {
 }
 
 impl Console {
-    pub(crate) fn plug(end: KrunEnd) -> Self {
+    pub(super) fn new(bridge: AgentConsolePipeBridge) -> Self {
         Self {
-            taken: end.taken(),
-            end: end.guest_end(),
-            pipe_name: end.into_pipe_name(),
+            taken: bridge.taken(),
+            end: bridge.end_handle(),
+            pipe_name: bridge.into_pipe_name(),
             pipe: OnceLock::new(),
             written: AtomicU64::new(0),
         }
@@ -58,7 +58,7 @@ impl Console {
         Ok(())
     }
 
-    /// Waits until the bridge has taken from the pipe what was written to it.
+    /// Waits until the bridge has taken everything that was written to the pipe.
     pub(super) fn wait_until_taken(&self) {
         self.taken.wait_for(self.written.load(Ordering::Relaxed));
     }
@@ -71,6 +71,6 @@ impl Console {
 impl Drop for Console {
     fn drop(&mut self) {
         drop(self.pipe.take());
-        self.end.guest_end();
+        self.end.end();
     }
 }

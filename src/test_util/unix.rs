@@ -1,8 +1,10 @@
 //! krun's two worker threads, played for the in-process guest.
 //!
-//! Each function follows the one of its name in `msb_krun_devices` 0.1.42,
-//! `virtio/console/{process_rx,process_tx,port}.rs`, call by call. A backend that breaks a rule on
-//! which krun relies makes the worker panic here, where krun would spin, lose data or hang.
+//! Each function follows the one of the same name in `msb_krun_devices` 0.1.42,
+//! `virtio/console/{process_rx,process_tx,port}.rs`, call by call. Where a backend that breaks a rule would make krun
+//! spin, lose data or hang, the worker here panics.
+
+mod readable;
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
@@ -10,13 +12,23 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use super::{AgentConsoleBackend, WakePipe, readable};
+use super::virtqueue::Virtqueues;
+use super::worker::Worker;
+use crate::port::AgentPort;
 use crate::shared::Wake;
-use crate::test_util::{Virtqueues, Worker};
+use crate::sys::{AgentConsoleBackend, WakePipe};
+pub(crate) use readable::is_any_readable;
 
-/// Dropping it tells both threads to end and does not wait for them.
+/// krun's workers hold the backend.
+pub(super) type Console = AgentConsoleBackend;
+
+pub(super) fn console(port: AgentPort) -> Console {
+    port.into_backend()
+}
+
+/// Dropping it asks both threads to end and does not wait for them.
 #[derive(Debug)]
-pub(crate) struct Workers {
+pub(super) struct Workers {
     stop: Arc<AtomicBool>,
     stop_wake: Arc<WakePipe>,
     rx: Worker,
@@ -24,7 +36,7 @@ pub(crate) struct Workers {
 }
 
 impl Workers {
-    pub(crate) fn start(
+    pub(super) fn start(
         backend: &Arc<AgentConsoleBackend>,
         virtqueues: &Arc<Virtqueues>,
     ) -> io::Result<Self> {
@@ -46,7 +58,7 @@ impl Workers {
             rx.unpark();
         })?;
         virtqueues.set_threads(rx.thread(), tx.thread());
-        // They may have looked before they could be found.
+        // They may have looked for work before the queues knew them.
         rx.unpark();
         tx.unpark();
         Ok(Self {
@@ -57,12 +69,12 @@ impl Workers {
         })
     }
 
-    pub(crate) fn have_panicked(&mut self) -> bool {
+    pub(super) fn have_panicked(&mut self) -> bool {
         self.rx.has_panicked() || self.tx.has_panicked()
     }
 
     /// Ends both threads and waits for them, in krun's order (`Port::quiesce`).
-    pub(crate) async fn stop(mut self) {
+    pub(super) async fn stop(mut self) {
         self.stop.store(true, Ordering::Release);
         self.tx.end().await;
         self.stop_wake.signal();
@@ -126,10 +138,10 @@ fn wait_until_readable(backend: &AgentConsoleBackend, stop_wake: &WakePipe) {
     assert_eq!(
         backend.read_wake_fd(),
         backend.wake_fd().as_raw_fd(),
-        "krun would poll another descriptor than before"
+        "krun would poll a different descriptor than before"
     );
-    // Also if it was a signal that has ended the wait.
-    if let Err(error) = readable::is_any_readable(&[backend.wake_fd(), stop_wake.as_fd()], None) {
+    // Even if a signal ended the wait.
+    if let Err(error) = is_any_readable(&[backend.wake_fd(), stop_wake.as_fd()], None) {
         panic!("krun's RX thread would panic: Failed to poll: {error}");
     }
 }
