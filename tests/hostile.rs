@@ -1,8 +1,8 @@
-//! A guest that means harm. Whatever it does, the host's memory stays within the bound that
-//! `Options::capacity` documents, nobody spins, nobody panics, and other streams are served.
+//! Hostile guests. Whatever they do, the host's memory stays within the bound that `Options::capacity`
+//! documents, nothing spins or panics, and other streams are served.
 //!
-//! The allocator counts for the whole process, and all streams with chunks of the usual size share one pool; so
-//! each test has a process of its own, in which nothing is pooled before it begins.
+//! The allocator counts for the whole process, and all streams with chunks of the usual size share one pool.
+//! So each test runs in its own process, where the pool is empty at first.
 
 mod common;
 
@@ -25,18 +25,18 @@ static LIVE: AtomicUsize = AtomicUsize::new(0);
 static PEAK: AtomicUsize = AtomicUsize::new(0);
 
 #[expect(unsafe_code, reason = "an allocator is unsafe to write")]
-// SAFETY: each call is passed on to the system's allocator as it is.
+// SAFETY: each call goes to the system's allocator unchanged.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let live = LIVE.fetch_add(layout.size(), Ordering::Relaxed) + layout.size();
         PEAK.fetch_max(live, Ordering::Relaxed);
-        // SAFETY: the caller's promises are those that `System` asks for.
+        // SAFETY: the caller makes the promises that `System` asks for.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
         LIVE.fetch_sub(layout.size(), Ordering::Relaxed);
-        // SAFETY: `alloc` got it from `System`, with this layout.
+        // SAFETY: `alloc` got `pointer` from `System`, with this layout.
         unsafe { System.dealloc(pointer, layout) }
     }
 }
@@ -44,65 +44,66 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// What a thread, a task and a test's own strings take. Small enough that the least ring shows if it
-/// holds twice its capacity, which is four of its chunks, 16 KiB, beyond the bound.
-const BESIDES: usize = 8 * 1024;
+/// What a thread, a task and a test's own strings take. It is small enough to notice a ring that holds twice its
+/// capacity: for the smallest ring, that is four of its chunks, 16 KiB, beyond the bound.
+const OVERHEAD: usize = 8 * 1024;
 
-/// What a pipe of Windows takes from the beginning.
+/// What a pipe allocates on Windows when it is created.
 const PIPE: usize = if cfg!(windows) { 4 * 1024 } else { 0 };
 
-/// One with chunks of its own, and one with those of the pool that all streams share: only one of these in a
-/// process, or the second would find chunks that are already counted.
+/// A stream with the first capacity has its own chunks. One with the second takes them from the pool that all streams
+/// share. Only one capacity may use that pool, because a second would find chunks that are already counted.
 const CAPACITIES: [usize; 2] = [SMALL, 1 << 20];
 
 fn chunk_of(capacity: usize) -> usize {
     capacity.div_ceil(8).min(64 * 1024)
 }
 
-/// As `Options::capacity` says of the chunks of one direction.
+/// The bound that `Options::capacity` documents for the chunks of one direction.
 fn bound(capacity: usize) -> usize {
     capacity + 4 * chunk_of(capacity)
 }
 
-/// What is allocated from here on, beyond what is now.
+/// Measures what the process allocates beyond what it has at `start`.
 struct Growth(usize);
 
 impl Growth {
-    fn begin() -> Self {
+    fn start() -> Self {
         let live = LIVE.load(Ordering::Relaxed);
         PEAK.store(live, Ordering::Relaxed);
         Self(live)
     }
 
-    /// The most at once.
+    /// The most that was allocated at once.
     fn peak(&self) -> usize {
         PEAK.load(Ordering::Relaxed) - self.0
     }
 
     #[track_caller]
     fn assert_within(&self, bound: usize) {
-        let (peak, bound) = (self.peak(), bound + BESIDES);
+        let (peak, bound) = (self.peak(), bound + OVERHEAD);
         assert!(peak <= bound, "{peak} bytes, more than {bound}");
     }
 
-    /// That nothing is left of it. Tokio lets go of a descriptor at its driver's next turn.
-    async fn assert_over(&self) {
+    /// Checks that all of it is freed. Waits first, because tokio frees a descriptor at its driver's next turn.
+    async fn assert_freed(&self) {
         tokio::time::sleep(std::time::Duration::from_millis(1)).await;
         let left = LIVE.load(Ordering::Relaxed).saturating_sub(self.0);
-        assert!(left <= BESIDES, "{left} bytes are left behind");
+        assert!(left <= OVERHEAD, "{left} bytes are not freed");
     }
 }
 
-/// A stream, the guest's end of it, and what they take before the first byte: their slots.
+/// Creates a stream and the guest's end of it. Before the first byte, they take memory only for their slots.
 fn idle_pair(capacity: usize) -> (AgentStream, Backend) {
-    let growth = Growth::begin();
+    let growth = Growth::start();
     let (stream, port) = Options::new().capacity(capacity).create().unwrap();
     let backend = backend(port);
     growth.assert_within(2 * 200 * capacity.div_ceil(chunk_of(capacity)) + PIPE);
     (stream, backend)
 }
 
-/// A stream that is served whatever goes on elsewhere. It leaves nothing to the pool that all share.
+/// Checks that a new stream is served, whatever happens on other streams. The stream has its own chunks, so it leaves
+/// none in the shared pool.
 async fn assert_served() {
     let (mut stream, port) = Options::new().capacity(SMALL).create().unwrap();
     let guest = Guest::boot(port);
@@ -119,19 +120,19 @@ async fn assert_served() {
     guest.power_off().await;
 }
 
-/// The most that [`assert_served`] allocates, with nothing hostile about.
-async fn served_alone() -> usize {
+/// The most that [`assert_served`] allocates at once without a hostile guest.
+async fn serving_peak() -> usize {
     let mut most = 0;
-    // The first has what the process allocates once.
+    // The first run includes what the process allocates only once.
     for _ in 0..5 {
-        let growth = Growth::begin();
+        let growth = Growth::start();
         assert_served().await;
         most = most.max(growth.peak());
     }
     most
 }
 
-/// Writes as krun's TX thread does: waits for room, and never for anything else. How often it waited.
+/// Writes as krun's TX thread does, which waits only for room. Returns how often it waited.
 fn transmit(backend: &Backend, bytes: &[u8]) -> usize {
     let mut waits = 0;
     let mut rest = bytes;
@@ -142,7 +143,7 @@ fn transmit(backend: &Backend, bytes: &[u8]) -> usize {
             waits += 1;
             written = backend.write(rest);
             // Nobody else writes, so the room that ended the wait is still there.
-            assert!(!is_would_block(&written), "a wait that ends in vain");
+            assert!(!is_would_block(&written), "the wait ended without room");
         }
         rest = &rest[written.unwrap()..];
     }
@@ -150,21 +151,21 @@ fn transmit(backend: &Backend, bytes: &[u8]) -> usize {
 }
 
 #[tokio::test]
-async fn a_million_descriptors_of_one_byte_take_no_more_than_their_bytes() {
+async fn one_byte_descriptors_stay_within_memory_bound() {
     const DESCRIPTORS: usize = 1_500_000;
-    if !is_alone("a_million_descriptors_of_one_byte_take_no_more_than_their_bytes") {
+    if !is_alone("one_byte_descriptors_stay_within_memory_bound") {
         return;
     }
     watchdog(async {
-        let served = served_alone().await;
+        let serving = serving_peak().await;
         for capacity in CAPACITIES {
             let (mut stream, backend) = idle_pair(capacity);
             let mut buffer = vec![0; 8192];
-            let growth = Growth::begin();
+            let growth = Growth::start();
             let guest = thread::spawn(move || {
                 let transmit = |number| transmit(&backend, &[number as u8]);
                 let waits: usize = (0..DESCRIPTORS).map(transmit).sum();
-                // The stream outlives the guest.
+                // The guest stays until the host has read everything.
                 (backend, waits)
             });
             while stream.stats().tx.full == 0 {
@@ -176,55 +177,58 @@ async fn a_million_descriptors_of_one_byte_take_no_more_than_their_bytes() {
             assert_eq!(stream.stats().tx.queued, capacity as u64);
 
             let host = tokio::spawn(async move {
-                let (mut received, mut reads, vain) = (0, 0, AtomicU64::new(0));
+                let (mut received, mut reads, pending) = (0, 0, AtomicU64::new(0));
                 while received < DESCRIPTORS {
-                    let read = counted(&vain, stream.read(&mut buffer)).await.unwrap();
+                    let read = counted(&pending, stream.read(&mut buffer)).await.unwrap();
                     let expected = (received..).map(|number| number as u8);
                     assert!(buffer[..read].iter().copied().eq(expected.take(read)));
                     received += read;
                     reads += 1;
                 }
-                (stream, reads, vain.into_inner())
+                (stream, reads, pending.into_inner())
             });
             let mut rounds = 0;
             while !host.is_finished() || rounds == 0 {
                 assert_served().await;
                 rounds += 1;
             }
-            let (stream, reads, vain) = host.await.unwrap();
+            let (stream, reads, pending) = host.await.unwrap();
             let (_backend, waits) = tokio::task::spawn_blocking(|| guest.join().unwrap())
                 .await
                 .unwrap();
-            growth.assert_within(bound(capacity) + served);
+            growth.assert_within(bound(capacity) + serving);
             let stats = stream.stats().tx;
             assert!(stats.high_water <= capacity as u64);
-            // Each of the guest's calls was taken, or was refused and followed by a wait that a read has ended.
+            // Each refused write is followed by one wait, and each wait is ended by a read.
             assert_eq!(stats.full, waits as u64);
             assert!(waits <= reads, "{waits} waits, {reads} reads");
-            // The host's task was polled when it was woken, and when its turn was over: after 128 reads.
+            // The host's task is polled when it is woken, and when tokio ends its turn, which is after 128 reads.
             let turns = reads as u64 / 100;
             let woken = stats.data_wakes + turns + 1;
-            assert!(vain <= woken, "{vain} polls in vain, woken {woken} times");
+            assert!(
+                pending <= woken,
+                "{pending} pending polls, woken {woken} times"
+            );
         }
     })
     .await;
 }
 
 #[tokio::test]
-async fn a_flood_that_nobody_reads_sleeps_within_the_bound() {
+async fn unread_flood_sleeps_within_memory_bound() {
     const FLOOD: usize = 12 << 20;
-    if !is_alone("a_flood_that_nobody_reads_sleeps_within_the_bound") {
+    if !is_alone("unread_flood_sleeps_within_memory_bound") {
         return;
     }
     watchdog(async {
-        let served = served_alone().await;
+        let serving = serving_peak().await;
         for capacity in CAPACITIES {
             let (stream, port) = Options::new().capacity(capacity).create().unwrap();
             let handle = port.handle();
             let backend = backend(port);
             let descriptor = vec![0xf1; 32 * 1024];
-            let growth = Growth::begin();
-            // Ends when the host has gone: what it writes then is discarded.
+            let growth = Growth::start();
+            // Ends once the stream is dropped, because the rest is then discarded.
             let flood = asleep(move || {
                 (0..FLOOD / descriptor.len())
                     .map(|_| transmit(&backend, &descriptor))
@@ -238,86 +242,88 @@ async fn a_flood_that_nobody_reads_sleeps_within_the_bound() {
                 assert_served().await;
             }
             let stats = handle.stats().tx;
-            // One look in vain, and then sleep.
+            // The ring refused one write. Since then the guest sleeps.
             assert_eq!((stats.full, stats.room_wakes), (1, 0));
             assert_eq!(stats.queued, capacity as u64);
-            growth.assert_within(bound(capacity) + served);
+            growth.assert_within(bound(capacity) + serving);
             drop(stream);
             let waits = tokio::task::spawn_blocking(|| flood.join().unwrap()).await;
             assert_eq!(waits.unwrap(), 1);
             assert_eq!(handle.stats().tx.discarded, FLOOD as u64);
             assert_eq!(handle.stats().tx.queued, 0);
-            // Nor did what was discarded take more.
-            growth.assert_within(bound(capacity) + served);
+            // Discarding took no more memory either.
+            growth.assert_within(bound(capacity) + serving);
         }
     })
     .await;
 }
 
-/// On Windows krun itself reads, and keeps what the guest does not take, without a bound.
+/// Not on Windows: there krun itself reads, and queues without limit what the guest does not take.
 #[cfg(unix)]
 #[tokio::test]
-async fn a_guest_that_opens_and_never_reads_makes_the_host_wait_within_the_bound() {
+async fn guest_that_never_reads_makes_host_wait_within_memory_bound() {
     static PIECE: [u8; 1 << 20] = [0x3c; 1 << 20];
-    // The in-process guest's kernel: the buffers that it has offered, and the list of them.
+    // The buffers that the in-process guest's kernel offers, and their list.
     const KERNEL: usize = 32 * (4096 + 2 * size_of::<Vec<u8>>());
-    if !is_alone("a_guest_that_opens_and_never_reads_makes_the_host_wait_within_the_bound") {
+    if !is_alone("guest_that_never_reads_makes_host_wait_within_memory_bound") {
         return;
     }
     watchdog(async {
-        let served = served_alone().await;
+        let serving = serving_peak().await;
         for capacity in CAPACITIES {
             let (mut stream, port) = Options::new().capacity(capacity).create().unwrap();
             let handle = port.handle();
             let guest = Guest::boot(port);
-            let growth = Growth::begin();
+            let growth = Growth::start();
             let _agent = guest.open().unwrap();
-            let vain = Arc::new(AtomicU64::new(0));
-            let (look, mut looks) = tokio::sync::mpsc::unbounded_channel::<()>();
+            let pending = Arc::new(AtomicU64::new(0));
+            let (poll_again, mut poll_requests) = tokio::sync::mpsc::unbounded_channel::<()>();
             let writer = tokio::spawn({
-                let vain = Arc::clone(&vain);
+                let pending = Arc::clone(&pending);
                 async move {
                     let mut write = std::pin::pin!(async {
                         let mut written = Ok(());
                         for _ in 0..64 {
-                            written = written.and(counted(&vain, stream.write_all(&PIECE)).await);
+                            written =
+                                written.and(counted(&pending, stream.write_all(&PIECE)).await);
                         }
                         written
                     });
                     loop {
                         tokio::select! {
                             biased;
-                            _ = looks.recv() => {}
+                            _ = poll_requests.recv() => {}
                             written = &mut write => break written,
                         }
                     }
                 }
             });
-            // The kernel takes 32 buffers. Then there may be less room than the writer is woken for.
+            // The guest's kernel fills its 32 buffers. The room that this makes may be too little to wake the writer,
+            // so poll the writer once more to fill the ring.
             while handle.stats().rx.bytes < 32 * 4096 || handle.stats().rx.full == 0 {
                 tokio::task::yield_now().await;
             }
-            let polls = vain.load(Ordering::Relaxed);
-            look.send(()).unwrap();
+            let polls = pending.load(Ordering::Relaxed);
+            poll_again.send(()).unwrap();
             while handle.stats().rx.queued < capacity as u64
-                || vain.load(Ordering::Relaxed) == polls
+                || pending.load(Ordering::Relaxed) == polls
             {
                 tokio::task::yield_now().await;
             }
             growth.assert_within(bound(capacity) + KERNEL);
 
-            let before = (handle.stats(), vain.load(Ordering::Relaxed));
+            let before = (handle.stats(), pending.load(Ordering::Relaxed));
             for _ in 0..5 {
                 assert_served().await;
             }
             assert!(!writer.is_finished());
-            growth.assert_within(bound(capacity) + KERNEL + served);
-            // Neither side has looked again, but for a wake that may have been on its way.
-            let (stats, polls) = (handle.stats().rx, vain.load(Ordering::Relaxed));
+            growth.assert_within(bound(capacity) + KERNEL + serving);
+            // Neither side has tried again, except after one wake that may have been on its way.
+            let (stats, polls) = (handle.stats().rx, pending.load(Ordering::Relaxed));
             assert!(polls <= before.1 + 1, "{polls} polls, {} before", before.1);
             assert!(polls <= stats.room_wakes + 2, "{polls} polls, {stats:?}");
-            // A poll in vain is two looks, or three if it takes a signal first; and so many go before a write for
-            // which one of the guest's 32 reads has made room.
+            // A pending poll tries twice, or three times if it takes a signal first. As many tries may be refused
+            // before each write that one of the guest's 32 reads makes room for.
             assert!(stats.full <= 3 * (polls + 32), "{polls} polls, {stats:?}");
             assert_eq!(stats.data_wakes, before.0.rx.data_wakes);
             let woken = stats.room_wakes - before.0.rx.room_wakes;
@@ -331,10 +337,11 @@ async fn a_guest_that_opens_and_never_reads_makes_the_host_wait_within_the_bound
     .await;
 }
 
-/// The guest says how much of each chunk it fills: half of it and a byte is the least that is lent as it is.
+/// The guest decides how much of each chunk it fills. This one fills half of it and one byte, the least that the host
+/// lends without a copy.
 #[tokio::test]
-async fn chunks_that_are_held_take_no_more_than_twice_what_they_count() {
-    if !is_alone("chunks_that_are_held_take_no_more_than_twice_what_they_count") {
+async fn held_chunks_take_at_most_twice_their_counted_bytes() {
+    if !is_alone("held_chunks_take_at_most_twice_their_counted_bytes") {
         return;
     }
     watchdog(async {
@@ -344,19 +351,19 @@ async fn chunks_that_are_held_take_no_more_than_twice_what_they_count() {
             let descriptor = vec![0x5a; chunk_of(capacity) / 2 + 1];
             let fit = capacity / descriptor.len();
             let mut held = Vec::with_capacity(fit);
-            let growth = Growth::begin();
+            let growth = Growth::start();
             for _ in 0..fit {
                 backend.write(&descriptor).unwrap();
                 held.push(chunks.next().await.unwrap().unwrap());
             }
-            // They count, so no more comes in.
+            // The held chunks count, so the ring takes no more.
             assert!(is_would_block(&backend.write(&descriptor)));
             let counted = chunks.get_ref().stats().tx.queued as usize;
             assert_eq!(counted, fit * descriptor.len());
-            assert!(growth.peak() > counted, "lent, with what they do not fill");
+            assert!(growth.peak() > counted, "the chunks were copied");
             growth.assert_within(2 * capacity + 4 * chunk_of(capacity));
             assert!(held.iter().all(|chunk| *chunk == descriptor));
-            // And that is over when they are dropped.
+            // Dropping them makes room.
             drop(held);
             assert_eq!(backend.write(&descriptor).unwrap(), descriptor.len());
         }
@@ -365,25 +372,25 @@ async fn chunks_that_are_held_take_no_more_than_twice_what_they_count() {
 }
 
 #[tokio::test]
-async fn an_end_in_the_middle_of_a_frame_is_an_error_and_not_a_short_frame() {
-    if !is_alone("an_end_in_the_middle_of_a_frame_is_an_error_and_not_a_short_frame") {
+async fn end_of_file_inside_frame_is_error_not_short_frame() {
+    if !is_alone("end_of_file_inside_frame_is_error_not_short_frame") {
         return;
     }
     watchdog(async {
-        // What the end finds in the ring, in the codec's buffer, or in both.
         const ANNOUNCED: usize = 200_000;
+        // At the end of file, the cut frame is in the ring, in the codec's buffer, or in both.
         let cut_off = async |sent: usize, is_first: bool| {
             let (stream, backend) = common::pair();
             let mut frames = FramedRead::new(stream, LengthDelimitedCodec::new());
             backend.write(&[0, 0, 0, 2, b'o', b'k']).unwrap();
             backend.write(&(ANNOUNCED as u32).to_be_bytes()).unwrap();
             assert_eq!(backend.write(&vec![b'x'; sent]).unwrap(), sent);
-            let vain = AtomicU64::new(0);
-            let frame = counted(&vain, frames.next()).await;
+            let pending = AtomicU64::new(0);
+            let frame = counted(&pending, frames.next()).await;
             assert_eq!(frame.unwrap().unwrap(), b"ok"[..]);
-            // The rest of the next one never comes: it waits, once, and others are served.
+            // The rest of the next frame never comes. The read waits once, and meanwhile another stream is served.
             {
-                let mut cut = std::pin::pin!(counted(&vain, frames.next()));
+                let mut cut = std::pin::pin!(counted(&pending, frames.next()));
                 assert!(futures::poll!(cut.as_mut()).is_pending());
                 if is_first {
                     assert_served().await;
@@ -391,52 +398,53 @@ async fn an_end_in_the_middle_of_a_frame_is_an_error_and_not_a_short_frame() {
                 drop(backend);
                 assert!(cut.await.unwrap().is_err());
             }
-            assert!(counted(&vain, frames.next()).await.is_none());
-            assert_eq!(vain.into_inner(), 1);
+            assert!(counted(&pending, frames.next()).await.is_none());
+            assert_eq!(pending.into_inner(), 1);
         };
-        // Once for what the process allocates once; and what a stream takes for an end behind one byte.
+        // The first run includes what the process allocates only once. The second shows what a stream takes for an end
+        // of file after one byte.
         cut_off(1, true).await;
-        let growth = Growth::begin();
+        let growth = Growth::start();
         cut_off(1, false).await;
         let alone = growth.peak();
-        growth.assert_over().await;
+        growth.assert_freed().await;
         for sent in [1, 3, 5000, SMALL - 10] {
-            let growth = Growth::begin();
+            let growth = Growth::start();
             for _ in 0..20 {
                 cut_off(sent, false).await;
-                growth.assert_over().await;
+                growth.assert_freed().await;
             }
-            // Besides what was sent: the test has it too.
+            // The test itself also holds what it sends.
             growth.assert_within(alone + sent + bound(SMALL));
         }
     })
     .await;
 }
 
-/// The length is the guest's to say, the memory the host's to give.
+/// The guest chooses the announced length. The host must refuse a huge one before it allocates.
 #[tokio::test]
-async fn a_frame_that_claims_to_be_huge_is_an_error_before_it_is_memory() {
-    if !is_alone("a_frame_that_claims_to_be_huge_is_an_error_before_it_is_memory") {
+async fn announced_huge_frame_is_error_before_allocation() {
+    if !is_alone("announced_huge_frame_is_error_before_allocation") {
         return;
     }
     watchdog(async {
-        let announced = async |length: u32| {
+        let announce = async |length: u32| {
             let (stream, backend) = common::pair();
             let mut frames = FramedRead::new(stream, LengthDelimitedCodec::new());
             backend.write(&length.to_be_bytes()).unwrap();
             backend.write(b"some").unwrap();
             frames.next().await.unwrap().map(|frame| frame.to_vec())
         };
-        // A frame that is as long as it says.
-        announced(4).await.unwrap();
-        let growth = Growth::begin();
-        assert_eq!(announced(4).await.unwrap(), b"some");
+        // These frames are as long as announced. The first includes what the process allocates only once.
+        announce(4).await.unwrap();
+        let growth = Growth::start();
+        assert_eq!(announce(4).await.unwrap(), b"some");
         let alone = growth.peak();
         for length in [8 * 1024 * 1024 + 1, i32::MAX as u32, u32::MAX] {
-            let growth = Growth::begin();
-            announced(length).await.unwrap_err();
+            let growth = Growth::start();
+            announce(length).await.unwrap_err();
             growth.assert_within(alone);
-            growth.assert_over().await;
+            growth.assert_freed().await;
         }
 
         let (stream, backend) = common::pair();
@@ -448,23 +456,23 @@ async fn a_frame_that_claims_to_be_huge_is_an_error_before_it_is_memory() {
     .await;
 }
 
-/// Four ports of one host, each with a guest that does harm in a way of its own from beginning to end, and a
-/// fifth that behaves.
+/// One host serves five guests. Four do harm in different ways for the whole test; the fifth behaves.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn four_hostile_guests_at_once_do_not_starve_a_fifth() {
-    if !is_alone("four_hostile_guests_at_once_do_not_starve_a_fifth") {
+async fn four_hostile_guests_do_not_starve_fifth() {
+    if !is_alone("four_hostile_guests_do_not_starve_fifth") {
         return;
     }
     watchdog(async {
-        let served = served_alone().await;
+        let serving = serving_peak().await;
         let [dribbled, flooded, ignored, babbled] = [(); 4].map(|()| idle_pair(SMALL));
         let ((mut dribbled, dribbling), (flooded, flooding)) = (dribbled, flooded);
         let ((mut ignored, deaf), (babbled, babbling)) = (ignored, babbled);
         let garbage: Arc<[u8]> = common::pattern(SMALL / 2).into();
         let flood = vec![0; 64 * SMALL];
-        let (stop, growth) = (Arc::new(AtomicBool::new(false)), Growth::begin());
+        let (stop, growth) = (Arc::new(AtomicBool::new(false)), Growth::start());
 
-        // Bytes one by one; bytes that nobody reads; bytes that make no sense; and none that is read.
+        // The dribbler sends single bytes. The flooder sends bytes that the host never reads. The babbler sends
+        // garbage. The deaf guest never reads.
         let dribbler = thread::spawn({
             let stop = Arc::clone(&stop);
             move || {
@@ -474,7 +482,7 @@ async fn four_hostile_guests_at_once_do_not_starve_a_fifth() {
                     }
                     transmit(&dribbling, &[number as u8]);
                 }
-                unreachable!("the numbers have no end")
+                unreachable!("the counter never ends")
             }
         });
         let flooder = asleep(move || transmit(&flooding, &flood));
@@ -486,21 +494,21 @@ async fn four_hostile_guests_at_once_do_not_starve_a_fifth() {
                 }
             }
         });
-        let vain = Arc::new(AtomicU64::new(0));
+        let pending = Arc::new(AtomicU64::new(0));
         let deaf_writer = tokio::spawn({
-            let vain = Arc::clone(&vain);
+            let pending = Arc::clone(&pending);
             async move {
                 static PIECE: [u8; 4 * SMALL] = [0; 4 * SMALL];
-                let written = counted(&vain, ignored.write_all(&PIECE)).await;
+                let written = counted(&pending, ignored.write_all(&PIECE)).await;
                 (ignored, written)
             }
         });
 
-        // All four are full before the first byte is read.
+        // All four rings are full before anyone reads the first byte.
         let full = || {
             let guests = [&dribbled, &flooded, &babbled];
             guests.iter().all(|stream| stream.stats().tx.full > 0)
-                && vain.load(Ordering::Relaxed) > 0
+                && pending.load(Ordering::Relaxed) > 0
         };
         while !full() {
             tokio::task::yield_now().await;
@@ -551,10 +559,10 @@ async fn four_hostile_guests_at_once_do_not_starve_a_fifth() {
         assert!(!flooder.is_finished() && !deaf_writer.is_finished());
         let stats = flooded.stats().tx;
         assert_eq!((stats.full, stats.room_wakes), (1, 0));
-        // The writer whom nobody reads has not been polled again.
-        assert_eq!(vain.load(Ordering::Relaxed), 1);
-        // The codec's buffer and the line that it makes.
-        growth.assert_within(4 * bound(SMALL) + served + 2 * 8 * 1024);
+        // The write to the deaf guest was not polled again.
+        assert_eq!(pending.load(Ordering::Relaxed), 1);
+        // The last term is for the codec's buffer and the line that it makes.
+        growth.assert_within(4 * bound(SMALL) + serving + 2 * 8 * 1024);
 
         stop.store(true, Ordering::Relaxed);
         drop((flooded, deaf));
@@ -576,30 +584,29 @@ async fn four_hostile_guests_at_once_do_not_starve_a_fifth() {
     .await;
 }
 
-/// On Windows an empty descriptor is none of ours: krun's pipe carries no empty write.
+/// Nor do empty descriptors add bytes or wake the host. Not on Windows: krun's pipe carries no empty write.
 #[cfg(unix)]
 #[tokio::test]
-async fn empty_descriptors_are_no_bytes_no_spin_and_no_matter_to_other_streams() {
+async fn empty_descriptors_neither_spin_nor_starve_other_streams() {
     use std::time::{Duration, Instant};
 
     const PORTS: usize = 4;
     const ROUNDS: usize = 5;
-    if !is_alone("empty_descriptors_are_no_bytes_no_spin_and_no_matter_to_other_streams") {
+    if !is_alone("empty_descriptors_neither_spin_nor_starve_other_streams") {
         return;
     }
     watchdog(async {
-        let served = served_alone().await;
+        let serving = serving_peak().await;
         let pairs: Vec<_> = (0..PORTS).map(|_| idle_pair(SMALL)).collect();
         let full = Arc::new(common::pattern(SMALL / 2));
-        let growth = Growth::begin();
+        let growth = Growth::start();
         let (mut guests, mut hosts) = (Vec::new(), Vec::new());
         for (mut stream, backend) in pairs {
             let sent = Arc::clone(&full);
             guests.push(thread::spawn(move || {
                 for _ in 0..ROUNDS {
                     transmit(&backend, &sent);
-                    // krun offers the same one again at once, so how often depends on how long each call takes:
-                    // a call that does not sleep would be made as often as the CPU allows.
+                    // krun offers the same descriptor again at once. If the call did not sleep, krun would spin.
                     let began = Instant::now();
                     for calls in 1..=2 {
                         assert_eq!(backend.write(&[]).unwrap(), 0);
@@ -609,52 +616,55 @@ async fn empty_descriptors_are_no_bytes_no_spin_and_no_matter_to_other_streams()
             }));
             let sent = Arc::clone(&full);
             hosts.push(tokio::spawn(async move {
-                let vain = AtomicU64::new(0);
+                let pending = AtomicU64::new(0);
                 let mut received = vec![0; sent.len()];
                 for _ in 0..ROUNDS {
-                    let read = counted(&vain, stream.read_exact(&mut received));
+                    let read = counted(&pending, stream.read_exact(&mut received));
                     assert_eq!(read.await.unwrap(), sent.len());
                     assert!(received == *sent);
                 }
-                // The end comes after two more that are empty.
-                assert_eq!(counted(&vain, stream.read(&mut received)).await.unwrap(), 0);
-                (stream.stats().tx, vain.into_inner())
+                // End of file comes after two more empty descriptors.
+                assert_eq!(
+                    counted(&pending, stream.read(&mut received)).await.unwrap(),
+                    0
+                );
+                (stream.stats().tx, pending.into_inner())
             }));
         }
         while !guests.iter().all(thread::JoinHandle::is_finished) {
             assert_served().await;
         }
         let buffers = PORTS * (full.len() + 1024);
-        growth.assert_within(PORTS * bound(SMALL) + buffers + served);
+        growth.assert_within(PORTS * bound(SMALL) + buffers + serving);
         for guest in guests {
             guest.join().unwrap();
         }
         for host in hosts {
-            let (stats, vain) = host.await.unwrap();
+            let (stats, pending) = host.await.unwrap();
             assert_eq!(stats.bytes, (ROUNDS * full.len()) as u64);
-            // The host sleeps through the empty ones: one wake for each that is none, one for the end,
-            // and one as the guest has opened its port.
+            // Empty descriptors do not wake the host. There is one wake for each other descriptor, one for the end of
+            // file, and one because the guest opened its port.
             let wakes = ROUNDS as u64 + 2;
             assert!(stats.data_wakes <= wakes, "{} wakes", stats.data_wakes);
-            assert!(vain <= stats.data_wakes + 1, "{vain} polls in vain");
+            assert!(pending <= stats.data_wakes + 1, "{pending} pending polls");
         }
     })
     .await;
 }
 
 const SECRET: u8 = 0xa5;
-/// What lies in a buffer before it is read into.
+/// Fills each buffer before a read, to show which bytes the read touches.
 const SENTINEL: u8 = 0xee;
 
-/// Bytes that say where in their stream they are, and are neither zero nor one of the two above.
+/// The bytes of a stream from `position` on. Each depends on its position. None is zero, `SECRET` or `SENTINEL`.
 fn numbered(position: usize, length: usize) -> Vec<u8> {
     let numbers = position..position + length;
     numbers.map(|number| 1 + (number % 127) as u8).collect()
 }
 
-/// The ways in which the host reads.
+/// How the host reads.
 #[derive(Clone, Copy)]
-enum Way {
+enum ReadMethod {
     Uninit,
     ReadBuf,
     TryReadBuf,
@@ -662,18 +672,21 @@ enum Way {
     Chunks,
 }
 
-/// One read, of up to `length` bytes: all that it shows.
-async fn read_in_a_way(stream: &mut AgentStream, way: Way, length: usize) -> Vec<u8> {
-    match way {
-        Way::Uninit => {
+/// Reads once, up to `length` bytes if the method takes a buffer. Returns every byte that the read showed.
+async fn read_with(stream: &mut AgentStream, method: ReadMethod, length: usize) -> Vec<u8> {
+    match method {
+        ReadMethod::Uninit => {
             let mut memory = vec![std::mem::MaybeUninit::new(SENTINEL); length];
             let mut buffer = ReadBuf::uninit(&mut memory);
             read_once(stream, &mut buffer).await;
             let filled = buffer.filled().to_vec();
-            assert!(buffer.initialized() == filled, "more than was read");
+            assert!(
+                buffer.initialized() == filled,
+                "initialised more than it read"
+            );
             filled
         }
-        Way::ReadBuf => {
+        ReadMethod::ReadBuf => {
             let mut memory = vec![SENTINEL; length];
             let mut buffer = ReadBuf::new(&mut memory);
             read_once(stream, &mut buffer).await;
@@ -682,24 +695,24 @@ async fn read_in_a_way(stream: &mut AgentStream, way: Way, length: usize) -> Vec
             memory.truncate(read);
             memory
         }
-        Way::TryReadBuf => {
+        ReadMethod::TryReadBuf => {
             stream.readable().await.unwrap();
             let mut memory = Vec::with_capacity(length);
             stream.try_read_buf(&mut memory).unwrap();
             memory
         }
-        Way::FillBuf => {
+        ReadMethod::FillBuf => {
             let shown = stream.fill_buf().await.unwrap().to_vec();
-            // Some of it once more.
+            // The half that is left shows again.
             stream.consume(shown.len() / 2);
             let again = stream.fill_buf().await.unwrap().to_vec();
             assert!(again == shown[shown.len() / 2..]);
             stream.consume(again.len());
             shown
         }
-        Way::Chunks => {
+        ReadMethod::Chunks => {
             let chunk = Chunks::new(stream).next().await.unwrap().unwrap();
-            // As it is, and as what can be made of it.
+            // The chunk itself, and each type that it converts to.
             let copy = chunk.to_vec();
             let mutable = bytes::BytesMut::from(chunk.clone());
             assert!(mutable == copy);
@@ -716,11 +729,11 @@ async fn read_once(stream: &mut AgentStream, buffer: &mut ReadBuf<'_>) {
         .unwrap();
 }
 
-/// What a chunk held before is nobody's to see: not in a read, not in a handle, not in what is made of
-/// a handle, and not in the guest's descriptor. Nor is anything else but what was sent.
+/// A recycled chunk shows only what was sent. This holds for each method of reading, for what a `Bytes` handle converts
+/// to, and for the guest's descriptor.
 #[tokio::test]
-async fn recycled_chunks_show_no_old_byte() {
-    if !is_alone("recycled_chunks_show_no_old_byte") {
+async fn recycled_chunks_show_no_old_bytes() {
+    if !is_alone("recycled_chunks_show_no_old_bytes") {
         return;
     }
     watchdog(async {
@@ -734,48 +747,53 @@ async fn recycled_chunks_show_no_old_byte() {
                 stream.write_all(&secret).await.unwrap();
                 assert_eq!(backend.read(&mut vec![0; capacity]).unwrap(), capacity);
             }
-            // Another stream may get what this one has used.
+            // Another stream may get the chunks that this one has used.
             let (mut other, port) = Options::new().capacity(capacity).create().unwrap();
             let other_backend = common::backend(port);
             for (stream, backend) in [(&mut stream, &backend), (&mut other, &other_backend)] {
                 let (mut from_guest, mut from_host) = (0, 0);
-                let ways = [
-                    Way::Uninit,
-                    Way::ReadBuf,
-                    Way::TryReadBuf,
-                    Way::FillBuf,
-                    Way::Chunks,
+                let methods = [
+                    ReadMethod::Uninit,
+                    ReadMethod::ReadBuf,
+                    ReadMethod::TryReadBuf,
+                    ReadMethod::FillBuf,
+                    ReadMethod::Chunks,
                 ];
-                for (round, way) in ways.into_iter().cycle().take(4 * ways.len()).enumerate() {
+                for (round, method) in methods
+                    .into_iter()
+                    .cycle()
+                    .take(4 * methods.len())
+                    .enumerate()
+                {
                     for length in [1, 7, 100, 3000, 40_000_usize.min(capacity / 2)] {
                         let sent = numbered(from_guest, length);
                         assert_eq!(backend.write(&sent).unwrap(), length);
                         let mut shown = Vec::new();
                         while shown.len() < length {
-                            // A buffer that is too short, and one that is too long; some chunks come to be read
-                            // in two ways.
+                            // The first buffer is too short, the next too long. In half of the rounds the first
+                            // read uses another method, so that both methods read from the same chunk.
                             let is_first = shown.is_empty();
                             let length = if is_first { length / 2 + 1 } else { length };
-                            let way = if is_first && round < 2 * ways.len() {
-                                Way::ReadBuf
+                            let method = if is_first && round < 2 * methods.len() {
+                                ReadMethod::ReadBuf
                             } else {
-                                way
+                                method
                             };
-                            shown.extend(read_in_a_way(stream, way, length).await);
+                            shown.extend(read_with(stream, method, length).await);
                         }
                         assert!(shown == sent, "{length} bytes from {from_guest} on");
                         from_guest += length;
 
-                        // By a copy, and as they are, which a large one is.
+                        // A plain write copies. `Chunks` copies only small items.
                         let sent = numbered(from_host, length);
-                        if matches!(way, Way::Chunks) {
+                        if matches!(method, ReadMethod::Chunks) {
                             let mut chunks = Chunks::new(&mut *stream);
                             chunks.send(sent.clone().into()).await.unwrap();
                         } else {
                             stream.write_all(&sent).await.unwrap();
                         }
                         let mut shown = Vec::new();
-                        // A descriptor that is too short, and one with room for more than there is.
+                        // The first descriptor is too short, the second has room to spare.
                         for room in [length / 2 + 1, length + 5000] {
                             let mut descriptor = vec![SENTINEL; room];
                             let Ok(read) = backend.read(&mut descriptor) else {
