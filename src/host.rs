@@ -1,10 +1,16 @@
 //! The host's end: how a task tries, arms, and waits. The stream and its halves delegate to it.
 
+#![expect(
+    unsafe_code,
+    reason = "`BufMut::advance_mut`, as `put_slice` would run the caller's code while the ring is locked"
+)]
+
 use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 
 use bytes::{BufMut, Bytes};
@@ -26,6 +32,8 @@ pub struct Host {
     shared: Arc<ConsoleSharedState>,
     readable: HostWait,
     writable: HostWait,
+    /// Whether the last look found something: the guest is active.
+    guest_is_active: AtomicBool,
     hang_up_on_drop: bool,
 }
 
@@ -40,6 +48,7 @@ impl Host {
             readable: HostWait::register(Arc::clone(shared.tx_data.wake()))?,
             writable: HostWait::register(Arc::clone(shared.rx_room.wake()))?,
             shared,
+            guest_is_active: AtomicBool::new(false),
             hang_up_on_drop,
         })
     }
@@ -65,18 +74,13 @@ impl Host {
     }
 }
 
-// As tokio's own streams are. Under a lock only the caller's `BufMut` can panic, and then nothing was read.
+// As tokio's own streams are. No code of the caller's runs under a lock.
 impl UnwindSafe for Host {}
 impl RefUnwindSafe for Host {}
 
 impl Drop for Host {
     fn drop(&mut self) {
-        if self.hang_up_on_drop {
-            self.hang_up();
-        } else {
-            self.shut_down();
-        }
-        self.stop_reading();
+        self.shared.host_end(self.hang_up_on_drop);
     }
 }
 
@@ -161,15 +165,23 @@ impl Host {
         }
     }
 
-    /// Once, unless [`Options::busy_poll`](crate::Options::busy_poll) asks for more.
+    /// Once, unless [`Options::busy_poll`](crate::Options::busy_poll) asks for more. Even then once, if the last look found
+    /// nothing: an idle guest is not worth spinning for.
     fn look_for_a_while<T>(&self, mut look: impl FnMut() -> Option<T>) -> Option<T> {
-        let mut busy_poll = self.shared.busy_poll();
-        loop {
-            let found = look();
-            if found.is_some() || !busy_poll.again() {
-                return found;
+        let mut found = look();
+        // Relaxed: it only says whether to spin.
+        let guest_was_active = self
+            .guest_is_active
+            .swap(found.is_some(), Ordering::Relaxed);
+        if found.is_none() && guest_was_active {
+            let mut busy_poll = self.shared.busy_poll();
+            while found.is_none() && busy_poll.again() {
+                found = look();
             }
+            self.guest_is_active
+                .store(found.is_some(), Ordering::Relaxed);
         }
+        found
     }
 
     fn wait(&self, side: Side) -> &HostWait {
@@ -248,12 +260,20 @@ impl Host {
 
     pub(crate) fn try_read_buf<B: BufMut>(&self, buf: &mut B) -> io::Result<usize> {
         // As tokio does: what it has room for now. A vector can always grow, so a guest that keeps writing could keep
-        // one call going for ever.
-        let limit = buf.chunk_mut().len();
+        // one call going for ever. The buffer is the caller's code, so it does not run while the ring is locked.
+        let target = buf.chunk_mut();
+        let limit = target.len();
         if limit == 0 {
             return Ok(0);
         }
-        now(self.shared.host_read(limit, |bytes| buf.put_slice(bytes)))
+        let mut filled = 0;
+        let read = now(self.shared.host_read(limit, |bytes| {
+            target[filled..filled + bytes.len()].copy_from_slice(bytes);
+            filled += bytes.len();
+        }))?;
+        // SAFETY: the first `read` bytes of `chunk_mut` were just copied into.
+        unsafe { buf.advance_mut(read) };
+        Ok(read)
     }
 
     pub(crate) fn try_read_vectored(&self, bufs: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
@@ -307,9 +327,11 @@ impl Host {
         let mut ready = Ready::EMPTY;
         if interest.is_readable() {
             match self.shared.host_is_readable() {
-                Some(true) => ready |= Ready::READABLE,
-                Some(false) => ready |= Ready::READABLE | Ready::READ_CLOSED,
+                Some(_) => ready |= Ready::READABLE,
                 None => {}
+            }
+            if self.shared.has_guest_ended() {
+                ready |= Ready::READABLE | Ready::READ_CLOSED;
             }
         }
         if interest.is_writable() {
@@ -329,6 +351,16 @@ impl Host {
         } else {
             Err(Error::GuestGone.into())
         }
+    }
+
+    pub(crate) async fn closed(&self) {
+        // The sender is gone only if the guest is.
+        let _ = self.shared.guest_gone().wait_for(|gone| *gone).await;
+    }
+
+    pub(crate) async fn write_bytes(&self, bytes: &mut Bytes) -> io::Result<usize> {
+        let look = || self.shared.host_write_bytes(bytes);
+        self.until(&[Side::Writing], look).await?
     }
 
     pub(crate) async fn drained(&self) -> io::Result<()> {

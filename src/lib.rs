@@ -216,6 +216,7 @@
 pub mod agent;
 mod chunks;
 mod error;
+mod foreign;
 mod host;
 #[cfg(all(test, tokio_krun_loom))]
 mod models;

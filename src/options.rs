@@ -19,7 +19,8 @@ const MAX_BUSY_POLL: Duration = Duration::from_millis(1);
 /// | option | default |
 /// | --- | --- |
 /// | [`capacity`](Self::capacity) | 4 MiB in each direction |
-/// | [`hang_up_on_drop`](Self::hang_up_on_drop) | `true` |
+/// | [`hang_up_on_drop`](Self::hang_up_on_drop) | `true`; on Windows `false` |
+/// | [`stall_timeout`](Self::stall_timeout) | none: the guest's writes wait for room as long as it takes |
 /// | [`busy_poll`](Self::busy_poll) | zero |
 /// | `pipe_name` (only on Windows) | a random name |
 ///
@@ -37,6 +38,7 @@ const MAX_BUSY_POLL: Duration = Duration::from_millis(1);
 pub struct Options {
     pub(crate) capacity: usize,
     pub(crate) hang_up_on_drop: bool,
+    pub(crate) stall_timeout: Option<Duration>,
     pub(crate) busy_poll: Duration,
     pub(crate) port: PortOptions,
 }
@@ -67,7 +69,9 @@ impl Options {
     pub fn new() -> Self {
         Self {
             capacity: Self::DEFAULT_CAPACITY,
-            hang_up_on_drop: true,
+            // On Windows a guest that writes after a hang-up costs a CPU: see `AgentConsolePipeBridge`.
+            hang_up_on_drop: cfg!(not(windows)),
+            stall_timeout: None,
             busy_poll: Duration::ZERO,
             port: PortOptions::default(),
         }
@@ -129,7 +133,8 @@ impl Options {
     }
 
     /// Sets whether dropping the stream hangs up: the guest then reads what was written, followed by
-    /// end of file. The default is `true`.
+    /// end of file. The default is `true`, but `false` on Windows, where krun's thread would spin if the
+    /// guest wrote after that (see `AgentConsolePipeBridge`).
     ///
     /// With `false`, the guest does not notice that you dropped the stream. It can go on writing, and
     /// its bytes are discarded. Choose this for an agent that writes to its port in blocking mode.
@@ -156,6 +161,50 @@ impl Options {
         self
     }
 
+    /// Sets how long a write of the guest's may wait for room. By default it may wait as long as it takes.
+    ///
+    /// Set it to bound the end of the VM. When the guest powers off, krun joins its TX thread before it runs
+    /// any exit observer, such as the port's [exit hook](AgentPort::exit_hook)
+    /// (`msb_krun_vmm` 0.1.42, `lib.rs`, `notify_exit_observers`). If that thread waits for room because you keep
+    /// the stream without reading it, the join does not return, the hook never runs, and the process does not end.
+    ///
+    /// After this time the thread lets go. You read what is in the stream, and then
+    /// [`UnexpectedEof`](std::io::ErrorKind::UnexpectedEof); the guest's writes from then on are discarded and
+    /// [counted](crate::RingStats::discarded). So choose a time that is longer than any pause of yours in reading: it
+    /// ends the stream just as well while the VM runs.
+    ///
+    /// On Windows the stream's runtime needs a timer (`tokio::runtime::Builder::enable_time`), or the bridge's task
+    /// panics when a write first waits, which ends the port.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::io::ErrorKind;
+    /// use std::time::Duration;
+    ///
+    /// # use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    /// # use tokio_krun::{Options, test_util::Guest};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+    /// let (mut stream, port) = Options::new()
+    ///     .capacity(32 * 1024)
+    ///     .stall_timeout(Duration::from_millis(10))
+    ///     .create()?;
+    /// let guest = Guest::boot(port);
+    /// // More than fits, and nobody reads.
+    /// guest.open()?.write_all(&[7; 256 * 1024]).await?;
+    /// guest.power_off().await; // without the timeout this would wait for the stream to be read
+    ///
+    /// let mut received = Vec::new();
+    /// let error = stream.read_to_end(&mut received).await.unwrap_err();
+    /// assert_eq!(error.kind(), ErrorKind::UnexpectedEof);
+    /// assert!(received.len() >= 32 * 1024);
+    /// # Ok(()) }
+    /// ```
+    pub fn stall_timeout(mut self, limit: Duration) -> Self {
+        self.stall_timeout = Some(limit);
+        self
+    }
+
     /// Sets how long a side with nothing to do keeps looking for work before it sleeps, at most 1 ms.
     /// The default is zero: it sleeps at once.
     ///
@@ -166,8 +215,10 @@ impl Options {
     /// 1.1 µs instead of 46, and a stream of 4 KiB descriptors from the guest was 1.4 to 1.9 times as
     /// fast.
     ///
-    /// The price is CPU time. Each time a thread runs out of work, it spins for this long. That holds
-    /// for krun's threads and for the runtime's, whose other tasks wait meanwhile.
+    /// The price is CPU time. A thread that runs out of work just after the other side was active spins for
+    /// this long. That holds for krun's threads and for the runtime's, whose other tasks wait meanwhile. It
+    /// does not spin for a side that is idle, and a thread that has just spun in vain does not spin for
+    /// another stream right after.
     ///
     /// Use it where latency matters and each side has its own core. On a shared core, it only delays
     /// the other side: the round trip took 67 µs instead of 5, and streams were 1.2 to 1.5 times
@@ -249,7 +300,8 @@ impl Options {
         if Handle::try_current().is_err() {
             return Err(Error::NoRuntime);
         }
-        let shared = ConsoleSharedState::new(self.capacity, self.busy_poll).map_err(Error::Os)?;
+        let shared = ConsoleSharedState::new(self.capacity, self.busy_poll, self.stall_timeout)
+            .map_err(Error::Os)?;
         let shared = Arc::new(shared);
         let stream =
             AgentStream::register(Arc::clone(&shared), self.hang_up_on_drop).map_err(Error::Os)?;

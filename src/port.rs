@@ -1,7 +1,10 @@
 //! The port: the end of the stream that you attach to the VM.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, Weak};
+use std::thread;
 use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
 
 use crate::error::Error;
 use crate::shared::ConsoleSharedState;
@@ -202,7 +205,9 @@ impl AgentPort {
     #[must_use]
     pub fn handle(&self) -> PortHandle {
         PortHandle {
-            shared: Arc::clone(&self.shared),
+            shared: Arc::downgrade(&self.shared),
+            guest_gone: self.shared.guest_gone(),
+            last_stats: self.shared.last_stats(),
         }
     }
 
@@ -302,8 +307,10 @@ impl AgentPort {
 fn exit_hook_for(ports: Vec<GuestEnd>, limit: Duration) -> impl Fn(i32) + Send + Sync + 'static {
     move |_exit_code| {
         let began = Instant::now();
-        for port in &ports {
-            port.end();
+        let unread: Vec<_> = ports.iter().filter_map(GuestEnd::end).collect();
+        // Dropping them may run the caller's code for any time, which must not count against the limit.
+        if unread.iter().any(|unread| !unread.is_empty()) {
+            let _ = thread::Builder::new().spawn(move || drop(unread));
         }
         for port in &ports {
             port.wait_until_host_stops_reading(limit.saturating_sub(began.elapsed()));
@@ -335,7 +342,10 @@ fn exit_hook_for(ports: Vec<GuestEnd>, limit: Duration) -> impl Fn(i32) + Send +
 /// ```
 #[derive(Clone, Debug)]
 pub struct PortHandle {
-    shared: Arc<ConsoleSharedState>,
+    shared: Weak<ConsoleSharedState>,
+    guest_gone: watch::Receiver<bool>,
+    /// Set once `shared` is gone.
+    last_stats: Arc<OnceLock<Stats>>,
 }
 
 impl PortHandle {
@@ -377,7 +387,9 @@ impl PortHandle {
     /// # Ok(()) }
     /// ```
     pub fn quiesce(&self) {
-        self.shared.set_quiesced(true);
+        if let Some(shared) = self.shared.upgrade() {
+            shared.set_quiesced(true);
+        }
     }
 
     /// Ends [`quiesce`](Self::quiesce): the guest's writes wait for room again.
@@ -403,7 +415,9 @@ impl PortHandle {
     /// # Ok(()) }
     /// ```
     pub fn resume(&self) {
-        self.shared.set_quiesced(false);
+        if let Some(shared) = self.shared.upgrade() {
+            shared.set_quiesced(false);
+        }
     }
 
     /// Returns the counters of both directions.
@@ -427,6 +441,36 @@ impl PortHandle {
     /// # Ok(()) }
     /// ```
     pub fn stats(&self) -> Stats {
-        self.shared.stats()
+        match self.shared.upgrade() {
+            Some(shared) => shared.stats(),
+            // The thread that drops the rings sets it right after.
+            None => *self.last_stats.wait(),
+        }
+    }
+
+    /// Waits until the guest has gone: it has powered off, or its VM or port was dropped.
+    ///
+    /// The stream may still have bytes to read. Any number of tasks may wait, on any runtime.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tokio_krun::{AgentStream, test_util::Guest};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+    /// let (stream, port) = AgentStream::pair()?;
+    /// let handle = port.handle();
+    /// let guest = Guest::boot(port);
+    /// let watcher = tokio::spawn(async move { handle.closed().await });
+    /// guest.power_off().await;
+    /// watcher.await?;
+    /// # Ok(()) }
+    /// ```
+    pub async fn closed(&self) {
+        // Its sender goes with the rings, and so after the guest.
+        let _ = self.guest_gone.clone().wait_for(|gone| *gone).await;
     }
 }

@@ -24,21 +24,25 @@ mod models;
 mod ring;
 mod signal;
 
+use std::cell::Cell;
 use std::io::{self, IoSlice};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use std::{fmt, hint, mem};
 
 use bytes::Bytes;
+use tokio::sync::watch;
 
 use crate::error::Error;
+use crate::foreign;
 use crate::stats::{RingStats, Stats};
 use crate::sync::{AtomicBool, AtomicU64, Ordering, fence};
 use crate::sys;
 use crate::trace::Trace;
 use held::Held;
 use latch::Latch;
-use ring::{Admit, ReadChunk, Refused, Ring, USUAL_CHUNK, Unread};
+pub(crate) use ring::Given;
+use ring::{Admit, ReadChunk, Refused, Ring, USUAL_CHUNK};
 pub(crate) use signal::{Signal, Wake};
 
 /// A small capacity is cut into this many chunks.
@@ -67,13 +71,23 @@ pub(crate) struct ConsoleSharedState {
     quiesced: AtomicBool,
     /// How long a side that finds nothing looks again before it sleeps.
     busy_poll: Duration,
+    /// How long a guest's write waits for room; see [`Options::stall_timeout`](crate::Options::stall_timeout).
+    stall_timeout: Option<Duration>,
     host_gone: Latch,
+    /// `true` once the guest has gone.
+    guest_gone: watch::Sender<bool>,
+    /// What is left for handles once the rings are gone.
+    last_stats: Arc<OnceLock<Stats>>,
     trace: Trace,
 }
 
 impl ConsoleSharedState {
     /// Two rings of `capacity` bytes each, which [`Options`](crate::Options) has validated.
-    pub(crate) fn new(capacity: usize, busy_poll: Duration) -> io::Result<Self> {
+    pub(crate) fn new(
+        capacity: usize,
+        busy_poll: Duration,
+        stall_timeout: Option<Duration>,
+    ) -> io::Result<Self> {
         // With too few chunks, the one that is being read would be a large part of the ring.
         let chunk_size = USUAL_CHUNK.min(capacity.div_ceil(LEAST_CHUNKS));
         let rx_room = Arc::new(sys::RxRoom::new()?);
@@ -90,7 +104,10 @@ impl ConsoleSharedState {
             guest_opened: AtomicBool::new(false),
             quiesced: AtomicBool::new(false),
             busy_poll,
+            stall_timeout,
             host_gone: Latch::default(),
+            guest_gone: watch::Sender::new(false),
+            last_stats: Arc::default(),
             trace: Trace::new(),
         })
     }
@@ -129,6 +146,16 @@ impl ConsoleSharedState {
             .lifecycle(if quiesced { "quiesced" } else { "resumed" });
     }
 
+    /// Becomes `true` once the guest has gone. Its sender goes with the rings.
+    pub(crate) fn guest_gone(&self) -> watch::Receiver<bool> {
+        self.guest_gone.subscribe()
+    }
+
+    /// Set once the rings are gone.
+    pub(crate) fn last_stats(&self) -> Arc<OnceLock<Stats>> {
+        Arc::clone(&self.last_stats)
+    }
+
     /// Blocks until the host has stopped reading or `limit` is over.
     pub(crate) fn wait_until_host_stops_reading(&self, limit: Duration) {
         self.host_gone.wait(limit);
@@ -143,7 +170,8 @@ impl ConsoleSharedState {
         limit: usize,
         sink: impl FnMut(&[u8]),
     ) -> Option<io::Result<usize>> {
-        let read = self.tx_ring.read(limit, sink)?;
+        let (read, _given) = self.tx_ring.read(limit, sink);
+        let read = read?;
         self.offer_tx_room();
         Some(self.unless_cut_off(read == 0, read))
     }
@@ -183,6 +211,11 @@ impl ConsoleSharedState {
         self.tx_ring.is_readable()
     }
 
+    /// Whether the guest writes no more. What it has written may be unread.
+    pub(crate) fn has_guest_ended(&self) -> bool {
+        self.tx_ring.is_closed()
+    }
+
     fn offer_tx_room(&self) {
         self.tx_room
             .notify_if(|| self.tx_ring.is_worth_waking_writer());
@@ -204,6 +237,19 @@ impl ConsoleSharedState {
         self.tx_room.notify();
         self.host_gone.set();
         drop(unread);
+    }
+
+    /// The stream is dropped.
+    pub(crate) fn host_end(&self, hangs_up: bool) {
+        if hangs_up {
+            self.end_host_writing();
+        } else {
+            self.host_shut_down();
+        }
+        self.host_stop_reading();
+        if hangs_up {
+            self.trace.lifecycle("the host hangs up");
+        }
     }
 }
 
@@ -267,12 +313,16 @@ impl ConsoleSharedState {
 
     /// Ends the host's writing: after the last byte the guest reads the end of the file.
     pub(crate) fn host_hang_up(&self) {
+        self.end_host_writing();
+        self.trace.lifecycle("the host hangs up");
+    }
+
+    fn end_host_writing(&self) {
         self.rx_ring.close();
         // Relaxed: see `guest_read`.
         self.hung_up.store(true, Ordering::Relaxed);
         self.rx_data.notify();
         self.rx_room.notify();
-        self.trace.lifecycle("the host hangs up");
     }
 }
 
@@ -291,19 +341,21 @@ impl ConsoleSharedState {
     /// Fills `target` as far as there are bytes: `None` if there are none yet, `Some(0)` at the end. `target` is not
     /// empty.
     pub(crate) fn guest_read(&self, mut target: &mut [u8]) -> Option<usize> {
-        let read = self.rx_ring.read(target.len(), |bytes| {
+        let (read, given) = self.rx_ring.read(target.len(), |bytes| {
             // The ring hands out no more than it was asked for, so the target is never short.
             if let Some((head, tail)) = mem::take(&mut target).split_at_mut_checked(bytes.len()) {
                 head.copy_from_slice(bytes);
                 target = tail;
             }
-        })?;
+        });
+        let read = read?;
         // Relaxed: the end that `read` found has ordered everything before it, and the fence of the signal in
-        // `host_hang_up` makes sure that one look finds this. A host that only shut down has not hung up.
+        // `end_host_writing` makes sure that one look finds this. A host that only shut down has not hung up.
         if read == 0 && !self.hung_up.load(Ordering::Relaxed) {
             return None;
         }
         self.offer_rx_room();
+        drop(given);
         Some(read)
     }
 
@@ -355,27 +407,53 @@ impl ConsoleSharedState {
         self.quiesced.load(Ordering::Relaxed) || self.tx_ring.has_wanted_room()
     }
 
-    /// The guest reads no more. What it has written is still read, until it [ends](Self::guest_end).
-    #[cfg(windows)]
-    pub(crate) fn guest_stop_reading(&self) {
-        drop(self.end_rx());
+    /// How long a write may wait for room.
+    pub(crate) fn stall_timeout(&self) -> Option<Duration> {
+        self.stall_timeout
     }
 
-    fn end_rx(&self) -> Unread {
+    /// A write has waited for too long: the host reads what is in the ring and then an error, and what the guest writes is
+    /// discarded.
+    pub(crate) fn guest_stalled(&self) {
+        self.tx_ring.cut_off();
+        self.tx_data.notify_after_fence();
+        self.trace
+            .lifecycle("the guest's writes are discarded, as the host has not read");
+    }
+
+    /// The guest reads no more. What it has written is still read, until it [ends](Self::guest_end).
+    #[cfg(windows)]
+    pub(crate) fn guest_stop_reading(&self) -> Given {
+        self.end_rx()
+    }
+
+    /// Whether the stream is gone: nobody reads or writes.
+    #[cfg(windows)]
+    pub(crate) fn has_host_ended(&self) -> bool {
+        self.tx_ring.is_abandoned() && self.rx_ring.is_closed()
+    }
+
+    fn end_rx(&self) -> Given {
         let unread = self.rx_ring.abandon();
         self.rx_room.notify();
         self.rx_drained.notify_after_fence();
         unread
     }
 
-    /// The guest, or krun's end of the port, has gone: the host reads what is left and then the end.
-    pub(crate) fn guest_end(&self) {
+    /// The guest, or krun's end of the port, has gone: the host reads what is left and then the end. Returns the host's
+    /// bytes that the guest has not taken.
+    pub(crate) fn guest_end(&self) -> Given {
         // First, so that writes fail once the end was read.
         let unread = self.end_rx();
         self.tx_ring.close();
         self.tx_data.notify_after_fence();
-        drop(unread);
-        self.trace.lifecycle("the guest has gone");
+        let mut had_gone = true;
+        // Its waiters' wakers are the caller's code.
+        foreign::run(|| had_gone = self.guest_gone.send_replace(true));
+        if !had_gone {
+            self.trace.lifecycle("the guest has gone");
+        }
+        unread
     }
 
     /// A client of another process came in place of krun.
@@ -383,6 +461,15 @@ impl ConsoleSharedState {
     pub(crate) fn guest_was_a_stranger(&self) {
         self.trace
             .lifecycle("a client of another process was turned away");
+    }
+}
+
+impl Drop for ConsoleSharedState {
+    fn drop(&mut self) {
+        // A model that has failed must take no more steps.
+        if !(cfg!(tokio_krun_loom) && std::thread::panicking()) {
+            let _ = self.last_stats.set(self.stats());
+        }
     }
 }
 
@@ -404,15 +491,31 @@ pub(crate) struct BusyPoll {
     began: Option<Instant>,
 }
 
+thread_local! {
+    /// When this thread last spun in vain.
+    static SPUN_IN_VAIN: Cell<Option<Instant>> = const { Cell::new(None) };
+}
+
 impl BusyPoll {
     /// Spins for a moment: `false` once it is time to sleep.
+    ///
+    /// A thread that has just spun in vain does not spin again: a task that polls many quiet streams in one turn holds its
+    /// thread up once, and not once for each.
     pub(crate) fn again(&mut self) -> bool {
         if self.limit.is_zero() {
             return false;
         }
-        let began = self.began.get_or_insert_with(Instant::now);
+        let now = Instant::now();
+        let began = *self.began.get_or_insert(now);
+        if began == now && SPUN_IN_VAIN.get().is_some_and(|end| now - end < self.limit) {
+            return false;
+        }
         hint::spin_loop();
-        began.elapsed() < self.limit
+        if now - began < self.limit {
+            return true;
+        }
+        SPUN_IN_VAIN.set(Some(now));
+        false
     }
 }
 
@@ -423,7 +526,7 @@ mod tests {
 
     /// Whether a side that finds nothing looks again, and again after that.
     fn looks_again(busy_poll: Duration) -> [bool; 2] {
-        let shared = ConsoleSharedState::new(32 * 1024, busy_poll).unwrap();
+        let shared = ConsoleSharedState::new(32 * 1024, busy_poll, None).unwrap();
         let mut busy_poll = shared.busy_poll();
         [busy_poll.again(), busy_poll.again()]
     }

@@ -4,7 +4,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use bytes::BufMut;
+use bytes::{BufMut, Bytes};
 use tokio::io::{AsyncBufRead, AsyncRead, AsyncWrite, Interest, ReadBuf, Ready};
 
 use crate::host::{Host, Peeked};
@@ -82,6 +82,11 @@ impl<'a> ReadHalf<'a> {
     /// Waits until this half is ready, or the stream has ended: equivalent to [`AgentStream::ready`].
     pub async fn ready(&self, interest: Interest) -> io::Result<Ready> {
         self.host.ready(interest).await
+    }
+
+    /// Waits until the guest has gone: equivalent to [`AgentStream::closed`].
+    pub async fn closed(&self) {
+        self.host.closed().await;
     }
 
     /// Returns what the rings have done so far: equivalent to [`AgentStream::stats`].
@@ -163,6 +168,11 @@ impl<'a> WriteHalf<'a> {
         self.host.ready(interest).await
     }
 
+    /// Waits until the guest has gone: equivalent to [`AgentStream::closed`].
+    pub async fn closed(&self) {
+        self.host.closed().await;
+    }
+
     /// Returns what the rings have done so far: equivalent to [`AgentStream::stats`].
     #[must_use]
     pub fn stats(&self) -> Stats {
@@ -187,6 +197,11 @@ impl<'a> WriteHalf<'a> {
     /// Writes from several buffers: equivalent to [`AgentStream::try_write_vectored`].
     pub fn try_write_vectored(&self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
         self.host.try_write(bufs)
+    }
+
+    /// Writes from the front of `bytes` without a copy: equivalent to [`AgentStream::write_bytes`].
+    pub async fn write_bytes(&self, bytes: &mut Bytes) -> io::Result<usize> {
+        self.host.write_bytes(bytes).await
     }
 
     /// Waits until the guest's device has taken everything written: equivalent to [`AgentStream::drained`].

@@ -7,7 +7,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use bytes::BufMut;
+use bytes::{BufMut, Bytes};
 use tokio::io::{AsyncBufRead, AsyncRead, AsyncWrite, Interest, ReadBuf, Ready};
 
 use crate::host::{Host, Peeked};
@@ -163,6 +163,11 @@ impl OwnedReadHalf {
         self.host.ready(interest).await
     }
 
+    /// Waits until the guest has gone: equivalent to [`AgentStream::closed`].
+    pub async fn closed(&self) {
+        self.host.closed().await;
+    }
+
     /// Returns what the rings have done so far: equivalent to [`AgentStream::stats`].
     #[must_use]
     pub fn stats(&self) -> Stats {
@@ -291,6 +296,11 @@ impl OwnedWriteHalf {
         self.host.ready(interest).await
     }
 
+    /// Waits until the guest has gone: equivalent to [`AgentStream::closed`].
+    pub async fn closed(&self) {
+        self.host.closed().await;
+    }
+
     /// Returns what the rings have done so far: equivalent to [`AgentStream::stats`].
     #[must_use]
     pub fn stats(&self) -> Stats {
@@ -315,6 +325,11 @@ impl OwnedWriteHalf {
     /// Writes from several buffers: equivalent to [`AgentStream::try_write_vectored`].
     pub fn try_write_vectored(&self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
         self.host.try_write(bufs)
+    }
+
+    /// Writes from the front of `bytes` without a copy: equivalent to [`AgentStream::write_bytes`].
+    pub async fn write_bytes(&self, bytes: &mut Bytes) -> io::Result<usize> {
+        self.host.write_bytes(bytes).await
     }
 
     /// Waits until the guest's device has taken everything written: equivalent to [`AgentStream::drained`].

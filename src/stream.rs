@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use bytes::BufMut;
+use bytes::{BufMut, Bytes};
 use tokio::io::{AsyncBufRead, AsyncRead, AsyncWrite, Interest, ReadBuf, Ready};
 
 use crate::error::Error;
@@ -101,7 +101,7 @@ use crate::stats::Stats;
 /// | `peek` (`TcpStream`) | [`fill_buf`](https://docs.rs/tokio/1/tokio/io/trait.AsyncBufReadExt.html#method.fill_buf), of `AsyncBufRead`, which tokio's streams lack |
 /// | `local_addr`, `peer_addr`, `peer_cred`, `take_error` | none: the only peer is the VM's guest, and there are no pending errors |
 /// | `disconnect` (`NamedPipeServer`) | [`hang_up`](Self::hang_up), for good |
-/// | – | [`drained`](Self::drained), [`guest_opened`](Self::guest_opened), [`stats`](Self::stats), and [`Chunks`](crate::Chunks) |
+/// | – | [`drained`](Self::drained), [`guest_opened`](Self::guest_opened), [`closed`](Self::closed), [`write_bytes`](Self::write_bytes), [`stats`](Self::stats), and [`Chunks`](crate::Chunks) |
 ///
 /// [`UnixStream`]: https://docs.rs/tokio/1/tokio/net/struct.UnixStream.html
 /// [`NamedPipeServer`]: https://docs.rs/tokio/1/x86_64-pc-windows-msvc/tokio/net/windows/named_pipe/struct.NamedPipeServer.html
@@ -226,7 +226,7 @@ impl AgentStream {
     /// Waits until the stream is ready in one of the ways of `interest`, and returns in which.
     ///
     /// As for tokio's streams, being ready includes having ended: a read or write then returns at once, with the end
-    /// of the file or an error.
+    /// of the file or an error. `is_read_closed` means that the guest has gone; there may be bytes left to read.
     ///
     /// # Errors
     ///
@@ -257,6 +257,36 @@ impl AgentStream {
     /// ```
     pub async fn ready(&self, interest: Interest) -> io::Result<Ready> {
         self.host.ready(interest).await
+    }
+
+    /// Waits until the guest has gone: it has powered off, or its VM or port was dropped.
+    ///
+    /// Unlike a read, it does not wait until you have read what the guest left. Any number of tasks may wait.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    /// # use tokio_krun::{AgentStream, test_util::Guest};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+    /// # let (mut stream, port) = AgentStream::pair()?;
+    /// # let guest = Guest::boot(port);
+    /// guest.open()?.write_all(b"last words").await?;
+    /// guest.drained().await;
+    /// guest.power_off().await;
+    /// stream.closed().await; // although nothing was read yet
+    ///
+    /// let mut heard = String::new();
+    /// stream.read_to_string(&mut heard).await?;
+    /// assert_eq!(heard, "last words");
+    /// # Ok(()) }
+    /// ```
+    pub async fn closed(&self) {
+        self.host.closed().await;
     }
 
     /// Returns what the rings have done so far.
@@ -657,6 +687,47 @@ impl AgentStream {
     /// ```
     pub fn try_write_vectored(&self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
         self.host.try_write(bufs)
+    }
+
+    /// Writes from the front of `bytes`, without a copy if that pays, and returns how much. It waits until at least one
+    /// byte fits, and advances `bytes` past what it wrote; call it again while `bytes` is not empty.
+    ///
+    /// Like [`Chunks`](crate::Chunks#writing), it copies less than half a chunk.
+    ///
+    /// # Errors
+    ///
+    /// [`BrokenPipe`](io::ErrorKind::BrokenPipe) if the stream was shut down or hung up, or the guest has gone; or an error
+    /// if the stream's runtime has shut down.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: if it is dropped while it waits, nothing was written and `bytes` is unchanged. Nothing is left behind to
+    /// go out later, as with a `Sink`.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// use bytes::Bytes;
+    /// use tokio::time::timeout;
+    ///
+    /// # use tokio_krun::Options;
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+    /// # let (stream, _port) = Options::new().capacity(64 * 1024).create()?;
+    /// let mut frame = Bytes::from(vec![7; 64 * 1024]);
+    /// stream.write_bytes(&mut frame).await?;
+    /// assert!(frame.is_empty());
+    ///
+    /// // Now the ring is full, and this frame stays yours.
+    /// let mut late = Bytes::from_static(b"too late");
+    /// let limit = Duration::from_millis(10);
+    /// assert!(timeout(limit, stream.write_bytes(&mut late)).await.is_err());
+    /// assert_eq!(late, "too late");
+    /// # Ok(()) }
+    /// ```
+    pub async fn write_bytes(&self, bytes: &mut Bytes) -> io::Result<usize> {
+        self.host.write_bytes(bytes).await
     }
 
     /// Waits until the guest's device has taken everything written before this call, like `tcdrain(3)` for a terminal.

@@ -230,6 +230,60 @@ impl Guest {
         self.machine.virtqueues.drained().await;
     }
 
+    /// Pauses the guest's vCPUs, like `VmControl::pause` in a VM: the agent's reads and writes wait. krun's workers go on with
+    /// what the guest has queued.
+    ///
+    /// # Examples
+    ///
+    /// A checkpoint of a VM whose host does not read meanwhile. The order matters: see [`PortHandle::quiesce`].
+    ///
+    /// ```
+    /// # use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    /// # use tokio_krun::{Options, test_util::Guest};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+    /// let (mut stream, port) = Options::new().capacity(1024 * 1024).create()?;
+    /// let handle = port.handle();
+    /// let guest = Guest::boot(port);
+    /// let mut agent = guest.open()?;
+    /// agent.write_all(&[7; 1500 * 1024]).await?; // more than fits
+    ///
+    /// guest.pause();
+    /// handle.quiesce();
+    /// guest.stop_workers().await; // as krun does to capture its devices
+    ///
+    /// guest.start_workers()?;
+    /// handle.resume();
+    /// guest.resume();
+    /// stream.read_exact(&mut vec![0; 1500 * 1024]).await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn pause(&self) {
+        self.machine.virtqueues.set_paused(true);
+    }
+
+    /// Ends [`pause`](Self::pause).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    /// # use tokio_krun::{AgentStream, test_util::Guest};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+    /// # let (mut stream, port) = AgentStream::pair()?;
+    /// # let guest = Guest::boot(port);
+    /// let mut agent = guest.open()?;
+    /// guest.pause();
+    /// stream.write_all(b"meanwhile").await?;
+    /// guest.resume();
+    /// let mut received = [0; 9];
+    /// agent.read_exact(&mut received).await?;
+    /// assert_eq!(&received, b"meanwhile");
+    /// # Ok(()) }
+    /// ```
+    pub fn resume(&self) {
+        self.machine.virtqueues.set_paused(false);
+    }
+
     /// Stops krun's workers, as krun does before a checkpoint. Each first finishes its current
     /// descriptor.
     ///

@@ -15,17 +15,18 @@ impl Trace {
             use std::sync::atomic::{AtomicU64, Ordering};
             static NEXT: AtomicU64 = AtomicU64::new(1);
             let stream = NEXT.fetch_add(1, Ordering::Relaxed);
-            tracing::debug!(stream, "created");
+            crate::foreign::run(|| tracing::debug!(stream, "created"));
             Self { stream }
         }
         #[cfg(not(feature = "tracing"))]
         Self {}
     }
 
+    /// Runs the subscriber, which is the caller's code: see [`foreign`](crate::foreign).
     #[cfg_attr(not(feature = "tracing"), expect(clippy::unused_self))]
     pub(crate) fn lifecycle(&self, event: &'static str) {
         #[cfg(feature = "tracing")]
-        tracing::debug!(stream = self.stream, "{event}");
+        crate::foreign::run(|| tracing::debug!(stream = self.stream, "{event}"));
         #[cfg(not(feature = "tracing"))]
         let _ = event;
     }

@@ -1,5 +1,5 @@
-//! One test for each rule of krun's threads, by the numbers in `AgentConsoleBackend`'s
-//! documentation. The tests play krun: they call the backend as its workers do.
+//! Tests for each rule that krun's threads set, with the numbers from `AgentConsoleBackend`'s documentation.
+//! The tests play krun: they call the backend as krun's workers do.
 
 #![cfg(unix)] // krun calls a backend only there
 
@@ -23,7 +23,7 @@ use tokio_krun::test_util::Guest;
 use tokio_krun::{AgentConsoleBackend, AgentStream, Chunks, Options};
 use tokio_test::assert_pending;
 
-/// What `poll(2)` says of the wake descriptor right now.
+/// Whether `poll(2)` finds the wake descriptor readable now.
 #[expect(unsafe_code, reason = "krun's trait has a raw descriptor")]
 fn is_readable(backend: &AgentConsoleBackend) -> bool {
     // SAFETY: the backend owns the descriptor and outlives this borrow.
@@ -45,7 +45,7 @@ fn wait_until_readable(backend: &AgentConsoleBackend) {
 }
 
 #[tokio::test]
-async fn round_trip_through_the_backend() {
+async fn bytes_pass_both_ways_through_backend() {
     let (mut stream, backend) = pair();
     stream.write_all(b"ping").await.unwrap();
     let mut buffer = [0; 64];
@@ -57,10 +57,10 @@ async fn round_trip_through_the_backend() {
 }
 
 #[tokio::test]
-async fn rule_1_zero_is_answered_only_at_the_end() {
+async fn rule_1_read_returns_zero_only_at_end_of_file() {
     let (mut stream, backend) = pair();
     let mut buffer = [0; 8];
-    // Nothing yet, an empty buffer with nothing, a write of nothing, an empty buffer with data.
+    // Neither an empty ring, nor an empty buffer, nor an empty write of the host makes `read` return 0.
     assert!(is_would_block(&backend.read(&mut buffer)));
     assert!(is_would_block(&backend.read(&mut [])));
     assert_eq!(stream.write(&[]).await.unwrap(), 0);
@@ -68,10 +68,10 @@ async fn rule_1_zero_is_answered_only_at_the_end() {
     stream.write_all(b"data").await.unwrap();
     assert!(is_would_block(&backend.read(&mut [])));
     assert_eq!(backend.read(&mut buffer).unwrap(), 4);
-    // A host that only shut down has not hung up.
+    // A shutdown is no hang-up.
     stream.shutdown().await.unwrap();
     assert!(is_would_block(&backend.read(&mut buffer)));
-    // The end: an empty buffer still does not get it.
+    // Even after the hang-up, a read into an empty buffer does not return 0.
     stream.hang_up();
     assert!(is_would_block(&backend.read(&mut [])));
     assert!(!is_readable(&backend), "krun would spin");
@@ -80,20 +80,23 @@ async fn rule_1_zero_is_answered_only_at_the_end() {
 }
 
 #[tokio::test]
-async fn rule_2_after_data_a_wait_comes_before_the_end() {
+async fn rule_2_after_data_read_returns_zero_only_once_krun_waited() {
     let (mut stream, backend) = pair();
     stream.write_all(b"data").await.unwrap();
     stream.hang_up();
     let mut buffer = [0; 8];
     assert_eq!(backend.read(&mut buffer).unwrap(), 4);
-    // The rest of the descriptor, and two more of the same chain.
+    // krun asks for the rest of the descriptor, and for two more of the same chain.
     for _ in 0..3 {
         assert!(is_would_block(&backend.read(&mut buffer[4..])));
     }
-    assert!(is_readable(&backend), "krun would sleep and miss the end");
+    assert!(
+        is_readable(&backend),
+        "krun would sleep and miss the end of file"
+    );
     assert_eq!(backend.read(&mut buffer).unwrap(), 0);
 
-    // Without data before it, it is answered at once.
+    // Without data before it, the end of file comes at once.
     let (mut stream, backend) = pair();
     assert!(is_would_block(&backend.read(&mut buffer)));
     stream.hang_up();
@@ -102,7 +105,7 @@ async fn rule_2_after_data_a_wait_comes_before_the_end() {
 }
 
 #[tokio::test]
-async fn rule_3_every_answer_is_a_count_or_would_block() {
+async fn rule_3_every_result_is_count_or_would_block() {
     let (stream, backend) = pair();
     let mut buffer = [0; 8];
     let check = |result: io::Result<usize>| assert!(result.is_ok() || is_would_block(&result));
@@ -120,8 +123,9 @@ async fn rule_3_every_answer_is_a_count_or_would_block() {
 }
 
 #[tokio::test]
-async fn rule_4_read_answers_in_each_state() {
-    // On this thread, so that it would hang: empty, full, shut down, hung up, dropped.
+async fn rule_4_read_never_blocks_in_any_state() {
+    // The calls run on the test's own thread, so a call that blocks hangs the test. The ring is empty, then full. Then
+    // the stream is shut down and dropped, which hangs up.
     let (mut stream, backend) = pair();
     let mut buffer = [0; 8];
     assert!(is_would_block(&backend.read(&mut buffer)));
@@ -137,10 +141,10 @@ async fn rule_4_read_answers_in_each_state() {
     assert_eq!(backend.read(&mut buffer).unwrap(), 0);
 }
 
-/// Whatever the host is at meanwhile: code of its own that runs as it writes, and blocks, though it must not; every
-/// chunk of the other direction; and the writer's lock, all the time.
+/// `read` returns although a caller's `drop` blocks in the middle of a send, which it must not do. The host also holds
+/// every chunk of the other direction. Later it takes the writer's lock again and again.
 #[tokio::test]
-async fn rule_4_read_does_not_wait_for_the_host() {
+async fn rule_4_read_does_not_wait_for_host() {
     struct Slow(mpsc::Sender<()>, mpsc::Receiver<()>);
     impl AsRef<[u8]> for Slow {
         fn as_ref(&self) -> &[u8] {
@@ -163,7 +167,7 @@ async fn rule_4_read_does_not_wait_for_the_host() {
         held.push(Chunks::new(&mut read).next().await.unwrap().unwrap());
     }
     let mut buffer = [0; 100];
-    let (entered, is_in_drop) = mpsc::channel();
+    let (entered, in_drop) = mpsc::channel();
     let (leave, may_leave) = mpsc::channel();
     let host = thread::spawn(move || {
         let mut chunks = Chunks::new(write);
@@ -171,8 +175,8 @@ async fn rule_4_read_does_not_wait_for_the_host() {
         futures::executor::block_on(chunks.send(item)).unwrap();
         chunks.into_inner()
     });
-    // A few bytes are copied, and their owner is dropped then.
-    is_in_drop.recv().unwrap();
+    // A small item is copied, and the sender then drops it.
+    in_drop.recv().unwrap();
     assert_eq!(backend.read(&mut buffer).unwrap(), 4);
     assert_eq!(&buffer[..4], b"slow");
     assert!(is_would_block(&backend.read(&mut buffer)));
@@ -207,7 +211,7 @@ async fn rule_4_read_does_not_wait_for_the_host() {
 
 #[tokio::test]
 #[expect(unsafe_code, reason = "krun's trait has a raw descriptor")]
-async fn rule_5_the_wake_descriptor_is_the_same_and_stays_open() {
+async fn rule_5_wake_descriptor_never_changes_and_stays_open() {
     let (mut stream, backend) = pair();
     let descriptor = backend.read_wake_fd();
     stream.write_all(b"data").await.unwrap();
@@ -220,7 +224,7 @@ async fn rule_5_the_wake_descriptor_is_the_same_and_stays_open() {
 }
 
 #[tokio::test]
-async fn rule_6_a_spurious_read_finds_nothing_and_leaves_the_wake_drained() {
+async fn rule_6_spurious_read_finds_nothing_and_drains_wake() {
     let (mut stream, backend) = pair();
     let mut buffer = [0; 8];
     for _ in 0..3 {
@@ -237,7 +241,7 @@ async fn rule_6_a_spurious_read_finds_nothing_and_leaves_the_wake_drained() {
 }
 
 #[tokio::test]
-async fn rule_6_an_empty_buffer_does_not_spin_while_data_waits() {
+async fn rule_6_empty_buffer_does_not_spin_while_data_waits() {
     let (mut stream, backend) = pair();
     assert!(is_would_block(&backend.read(&mut [0; 8])));
     stream.write_all(b"data").await.unwrap();
@@ -247,7 +251,7 @@ async fn rule_6_an_empty_buffer_does_not_spin_while_data_waits() {
         !is_readable(&backend),
         "krun would spin on the empty buffer"
     );
-    // Nothing is lost: krun looks again with the next write, or a real buffer.
+    // Nothing is lost: krun reads again at the host's next write, or when it has a buffer with room.
     stream.write_all(b", more").await.unwrap();
     assert!(is_readable(&backend));
     let mut buffer = [0; 16];
@@ -256,7 +260,7 @@ async fn rule_6_an_empty_buffer_does_not_spin_while_data_waits() {
 }
 
 #[tokio::test]
-async fn rule_7_a_write_is_taken_whole_or_not_at_all() {
+async fn rule_7_write_takes_all_or_nothing() {
     let (mut stream, backend) = pair();
     let filled = fill(&backend);
     assert_eq!(filled, SMALL);
@@ -270,13 +274,13 @@ async fn rule_7_a_write_is_taken_whole_or_not_at_all() {
 }
 
 #[tokio::test]
-async fn rule_7_a_write_larger_than_the_ring_is_taken_in_ringfuls() {
+async fn rule_7_write_larger_than_ring_is_taken_in_ringfuls() {
     watchdog(async {
         let (mut stream, backend) = pair();
         let sent = pattern(3 * SMALL + 17);
         let expected = sent.clone();
         let krun = thread::spawn(move || {
-            // As `try_access` does it around `write_volatile`.
+            // As `try_access` does around `write_volatile`.
             let mut rest = &sent[..];
             let mut pieces = Vec::new();
             while !rest.is_empty() {
@@ -300,7 +304,7 @@ async fn rule_7_a_write_larger_than_the_ring_is_taken_in_ringfuls() {
 }
 
 #[tokio::test]
-async fn rule_7_when_the_host_has_gone_writes_are_discarded_and_counted() {
+async fn rule_7_writes_to_dropped_stream_are_discarded_and_counted() {
     let (stream, port) = Options::new().capacity(SMALL).create().unwrap();
     let handle = port.handle();
     let backend = port.into_backend();
@@ -310,7 +314,7 @@ async fn rule_7_when_the_host_has_gone_writes_are_discarded_and_counted() {
     assert_eq!(
         handle.stats().tx.discarded,
         100,
-        "what was unread when it went"
+        "the unread bytes are not counted"
     );
     for _ in 0..10 {
         assert_eq!(backend.write(&[1; SMALL]).unwrap(), SMALL);
@@ -320,10 +324,10 @@ async fn rule_7_when_the_host_has_gone_writes_are_discarded_and_counted() {
 }
 
 #[tokio::test]
-async fn rule_8_an_empty_write_queues_nothing_and_is_no_hot_loop() {
+async fn rule_8_empty_write_queues_nothing_and_does_not_spin() {
     let (mut stream, backend) = pair();
-    // krun offers the same empty descriptor again after each answer: each has to take its time, and
-    // to come, for in between krun looks whether the port is to stop.
+    // krun offers the same empty descriptor again after each call, so each call must take some time. It must also
+    // return, because krun checks between calls whether the port must stop.
     let began = Instant::now();
     for _ in 0..3 {
         assert_eq!(backend.write(&[]).unwrap(), 0);
@@ -331,13 +335,12 @@ async fn rule_8_an_empty_write_queues_nothing_and_is_no_hot_loop() {
     assert!(began.elapsed() >= Duration::from_millis(300));
     assert_eq!(stream.stats().tx.queued, 0);
     assert_pending!(tokio_test::task::spawn(stream.read_u8()).poll());
-    // The next descriptor is as good as ever.
+    // The next descriptor works as usual.
     assert_eq!(backend.write(b"x").unwrap(), 1);
     assert_eq!(stream.read_u8().await.unwrap(), b'x');
 }
 
-/// Waits in a thread of krun's, with a word when the wait is over, and then writes. There is no room
-/// yet.
+/// Waits for room on a krun thread, reports when the wait is over, and then writes. Call this while the ring is full.
 fn wait_for_room(backend: AgentConsoleBackend) -> (mpsc::Receiver<()>, thread::JoinHandle<usize>) {
     let (returned, waiting) = mpsc::channel();
     let krun = asleep(move || {
@@ -348,7 +351,7 @@ fn wait_for_room(backend: AgentConsoleBackend) -> (mpsc::Receiver<()>, thread::J
     assert_eq!(
         waiting.try_recv(),
         Err(mpsc::TryRecvError::Empty),
-        "there is no room yet"
+        "the wait ended without room"
     );
     (waiting, krun)
 }
@@ -367,7 +370,7 @@ async fn rule_9_wait_until_writable_waits_for_room() {
 }
 
 #[tokio::test]
-async fn rule_9_dropping_the_stream_ends_the_wait() {
+async fn rule_9_dropping_stream_ends_wait_for_room() {
     watchdog(async {
         let (stream, backend) = pair();
         fill(&backend);
@@ -380,7 +383,7 @@ async fn rule_9_dropping_the_stream_ends_the_wait() {
 }
 
 #[tokio::test]
-async fn rule_10_quiesce_lets_the_waiting_write_through_and_loses_nothing() {
+async fn rule_10_quiesce_lets_waiting_write_through_and_loses_nothing() {
     watchdog(async {
         let (mut stream, port) = Options::new().capacity(SMALL).create().unwrap();
         let handle = port.handle();
@@ -398,7 +401,7 @@ async fn rule_10_quiesce_lets_the_waiting_write_through_and_loses_nothing() {
         assert_eq!(krun.join().unwrap(), 1000);
         assert_eq!(handle.stats().tx.discarded, 0);
 
-        // Up to twice the capacity is kept.
+        // The ring keeps up to twice its capacity.
         assert_eq!(backend.write(&[9; SMALL - 1000]).unwrap(), SMALL - 1000);
         assert_eq!(handle.stats().tx.discarded, 0);
         handle.resume();
@@ -415,7 +418,7 @@ async fn rule_10_quiesce_lets_the_waiting_write_through_and_loses_nothing() {
 }
 
 #[tokio::test]
-async fn rule_10_nothing_is_read_from_behind_a_hole() {
+async fn rule_10_bytes_after_discarded_ones_are_never_read() {
     watchdog(async {
         let (mut stream, port) = Options::new().capacity(SMALL).create().unwrap();
         let handle = port.handle();
@@ -429,7 +432,7 @@ async fn rule_10_nothing_is_read_from_behind_a_hole() {
         stream.read_exact(&mut received).await.unwrap();
         assert!(received == sent[..2 * SMALL]);
 
-        // There is room again, but what comes now would follow a gap.
+        // There is room again, but these bytes would follow a gap.
         assert_eq!(backend.write(b"more").unwrap(), 4);
         assert_eq!(handle.stats().tx.discarded, 14);
         for _ in 0..2 {
@@ -442,7 +445,7 @@ async fn rule_10_nothing_is_read_from_behind_a_hole() {
 }
 
 #[tokio::test]
-async fn rule_11_a_panic_on_the_hosts_side_does_not_reach_krun() {
+async fn rule_11_panic_in_host_task_does_not_reach_krun() {
     let (stream, backend) = pair();
     let task = tokio::spawn(async move {
         let _stream = stream;
@@ -454,7 +457,7 @@ async fn rule_11_a_panic_on_the_hosts_side_does_not_reach_krun() {
 }
 
 #[tokio::test]
-async fn rule_12_bytes_written_before_the_guest_opens_are_kept() {
+async fn rule_12_bytes_written_before_guest_opens_are_kept() {
     watchdog(async {
         let (mut stream, port) = AgentStream::pair().unwrap();
         let sent = pattern(many(300_000));
@@ -473,7 +476,7 @@ async fn rule_12_bytes_written_before_the_guest_opens_are_kept() {
 }
 
 #[tokio::test]
-async fn rule_12_a_pause_before_the_guest_opens_loses_nothing() {
+async fn rule_12_pause_before_guest_opens_loses_nothing() {
     watchdog(async {
         let (mut stream, port) = AgentStream::pair().unwrap();
         stream.write_all(b"early").await.unwrap();
@@ -490,7 +493,7 @@ async fn rule_12_a_pause_before_the_guest_opens_loses_nothing() {
 }
 
 #[tokio::test]
-async fn rule_13_a_closed_port_takes_bytes_and_a_reopened_one_gets_only_new_ones() {
+async fn rule_13_closed_port_drops_bytes_and_reopened_port_gets_new_ones() {
     watchdog(async {
         let (mut stream, port) = Options::new().capacity(SMALL).create().unwrap();
         let guest = Guest::boot(port);
@@ -503,11 +506,11 @@ async fn rule_13_a_closed_port_takes_bytes_and_a_reopened_one_gets_only_new_ones
         opened.read_exact(&mut [0; 5]).await.unwrap();
         drop(opened);
 
-        // More than ring and virtqueue hold: krun goes on reading, and the guest drops it.
+        // More than the ring and the virtqueue hold. krun keeps reading, and the guest drops the bytes.
         stream.write_all(&vec![0; many(4 << 20)]).await.unwrap();
         let mut reopened = guest.open().unwrap();
         let mut marker = tokio::spawn(async move {
-            // What was on the way when it was reopened may still come.
+            // Bytes that were on their way when the port was reopened may still arrive.
             while reopened.read_u8().await.unwrap() != b'!' {}
         });
         loop {
@@ -522,7 +525,7 @@ async fn rule_13_a_closed_port_takes_bytes_and_a_reopened_one_gets_only_new_ones
 }
 
 #[tokio::test]
-async fn rule_14_nothing_is_lost_when_the_workers_are_stopped_and_started() {
+async fn rule_14_restarting_workers_loses_nothing() {
     watchdog(async {
         const LENGTH: usize = many(2 << 20);
         let (stream, port) = Options::new().capacity(SMALL).create().unwrap();
@@ -559,18 +562,18 @@ async fn rule_14_nothing_is_lost_when_the_workers_are_stopped_and_started() {
 }
 
 #[tokio::test]
-async fn rule_14_a_leftover_of_a_chunk_survives() {
+async fn rule_14_rest_of_chunk_survives_new_worker() {
     let (mut stream, backend) = pair();
     stream.write_all(b"leftover").await.unwrap();
     let mut buffer = [0; 4];
     assert_eq!(backend.read(&mut buffer).unwrap(), 4);
-    // Another worker takes over here.
+    // A new worker takes over here.
     assert_eq!(backend.read(&mut buffer).unwrap(), 4);
     assert_eq!(&buffer, b"over");
 }
 
 #[tokio::test]
-async fn the_hosts_write_wakes_krun_once_a_batch() {
+async fn host_writes_wake_krun_once_per_batch() {
     let (mut stream, backend) = pair();
     assert!(is_would_block(&backend.read(&mut [0; 8])));
     for _ in 0..100 {
@@ -583,10 +586,10 @@ async fn the_hosts_write_wakes_krun_once_a_batch() {
     assert!(!is_readable(&backend));
 }
 
-/// krun reads twice in vain for a descriptor that is filled in part: for the rest of it, and for the
-/// next one.
+/// When data fills only part of a descriptor, krun reads twice more and finds nothing: for the rest of the descriptor,
+/// and for the next one.
 #[tokio::test]
-async fn a_wake_comes_also_after_krun_has_looked_twice_in_vain() {
+async fn host_write_wakes_krun_after_two_empty_reads() {
     let (mut stream, backend) = pair();
     for wakes in 1..=3 {
         for _ in 0..2 {
@@ -598,7 +601,7 @@ async fn a_wake_comes_also_after_krun_has_looked_twice_in_vain() {
         wait_until_readable(&backend);
         assert_eq!(backend.read(&mut [0; 8]).unwrap(), 1);
     }
-    // A signal between the two is taken by the second.
+    // A signal between the two reads is taken by the second.
     assert!(is_would_block(&backend.read(&mut [0; 8])));
     stream.write_all(b"x").await.unwrap();
     assert_eq!(backend.read(&mut [0; 8]).unwrap(), 1);
@@ -607,7 +610,7 @@ async fn a_wake_comes_also_after_krun_has_looked_twice_in_vain() {
 }
 
 #[tokio::test]
-async fn the_guests_writes_wake_the_host_once_a_batch() {
+async fn guest_writes_wake_host_once_per_batch() {
     let (mut stream, backend) = pair();
     assert_pending!(tokio_test::task::spawn(stream.read_u8()).poll());
     for _ in 0..100 {
@@ -615,7 +618,7 @@ async fn the_guests_writes_wake_the_host_once_a_batch() {
     }
     assert_eq!(stream.stats().tx.data_wakes, 1);
     stream.read_exact(&mut [0; 100]).await.unwrap();
-    // Nobody sleeps, so nobody is woken.
+    // The host does not sleep, so the guest does not wake it.
     for _ in 0..100 {
         backend.write(b"x").unwrap();
     }

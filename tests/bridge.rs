@@ -1,5 +1,4 @@
-//! Windows' pipe, with krun's own end of it: `msb_krun_devices`' `named_pipe`, as krun's worker
-//! threads use it.
+//! The Windows pipe with krun's own end of it: `msb_krun_devices`' `named_pipe`, used as krun's worker threads use it.
 
 #![cfg(windows)] // krun opens a pipe only there
 
@@ -23,9 +22,9 @@ use tokio_krun::{AgentStream, Error, Options};
 use tokio_test::assert_pending;
 use vm_memory::VolatileSlice;
 
-/// The most that Linux puts into one descriptor.
+/// The most that Linux writes in one descriptor.
 const TX_BUFFER: usize = 32 * 1024;
-/// A buffer that Linux offers the host to fill.
+/// The size of each buffer that Linux offers the host to fill.
 const RX_BUFFER: usize = 4096;
 
 type Input = Box<dyn PortInput + Send>;
@@ -35,7 +34,7 @@ fn krun(pipe_name: &str) -> (Input, Output) {
     port_io::named_pipe(pipe_name).unwrap()
 }
 
-/// Blocks, as krun's TX thread does.
+/// Writes all of `bytes`. Blocks, as krun's TX thread does.
 fn transmit(output: &mut Output, bytes: &[u8]) -> io::Result<()> {
     for descriptor in bytes.chunks(TX_BUFFER) {
         let mut descriptor = descriptor.to_vec();
@@ -45,12 +44,12 @@ fn transmit(output: &mut Output, bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Reads into `received` until the end, `limit` bytes or the stop event, as krun's RX thread does;
-/// says whether it was the end.
+/// Reads into `received` as krun's RX thread does, until end of file, `limit` bytes or the stop event. Returns whether
+/// it reached end of file.
 ///
-/// The end is believed at the second time in a row. krun looks into its queue and only then, having
-/// let go of it, whether the pipe has closed: bytes that came in between are still to be read. (krun's
-/// own thread does not come back for them, see "Ends" at `AgentConsolePipeBridge`.)
+/// It takes two results of 0 in a row for end of file. krun checks its queue, releases it, and only then checks whether
+/// the pipe has closed. Bytes that arrive in between are still to be read. krun's own thread does not return for them:
+/// see "Ends" at `AgentConsolePipeBridge`.
 fn receive(input: &mut Input, received: &mut Vec<u8>, limit: usize, stop: &EventFd) -> bool {
     let mut descriptor = [0; RX_BUFFER];
     let mut ended = false;
@@ -75,11 +74,12 @@ fn receive(input: &mut Input, received: &mut Vec<u8>, limit: usize, stop: &Event
     false
 }
 
+/// A stop event that nobody sends.
 fn never() -> EventFd {
     EventFd::new(EFD_NONBLOCK).unwrap()
 }
 
-/// Receives everything until the end.
+/// Receives everything until end of file, on a thread.
 fn receive_all(mut input: Input) -> JoinHandle<Vec<u8>> {
     thread::spawn(move || {
         let mut received = Vec::new();
@@ -88,7 +88,7 @@ fn receive_all(mut input: Input) -> JoinHandle<Vec<u8>> {
     })
 }
 
-/// A thread's end, awaited without blocking the runtime that the thread may wait for.
+/// Joins a thread without blocking the runtime, which the thread may wait for.
 async fn joined<T: Send + 'static>(thread: JoinHandle<T>) -> T {
     let joined = tokio::task::spawn_blocking(move || thread.join());
     joined.await.unwrap().unwrap()
@@ -98,7 +98,7 @@ fn small() -> Options {
     Options::new().capacity(SMALL)
 }
 
-/// A stream, and the name of its pipe for krun.
+/// A stream, and the name of the pipe that krun opens.
 fn attached(options: &Options) -> (AgentStream, String) {
     let (stream, port) = options.create().unwrap();
     (stream, port.into_bridge().into_pipe_name())
@@ -108,7 +108,7 @@ fn assert_broken_pipe<T: std::fmt::Debug>(result: io::Result<T>) {
     assert_eq!(result.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
 }
 
-async fn both_ways_at_once(options: Options) {
+async fn check_both_directions(options: Options) {
     const LENGTH: usize = 64 << 20;
     let (stream, name) = attached(&options);
     let (mut input, mut output) = krun(&name);
@@ -140,7 +140,7 @@ async fn both_ways_at_once(options: Options) {
     assert_eq!(received, expected);
     let output = joined(tx).await;
 
-    // And nothing more.
+    // Nothing more arrives.
     assert_pending!(tokio_test::task::spawn(read.read_u8()).poll());
     drop((input, output));
     assert_eq!(read.read(&mut [0; 8]).await.unwrap(), 0);
@@ -148,17 +148,17 @@ async fn both_ways_at_once(options: Options) {
 }
 
 #[tokio::test]
-async fn both_ways_at_once_arrive_whole_on_the_current_thread() {
-    watchdog(both_ways_at_once(Options::new())).await;
+async fn both_directions_arrive_whole_on_current_thread_runtime() {
+    watchdog(check_both_directions(Options::new())).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn both_ways_at_once_arrive_whole_on_several_threads_and_in_small_rings() {
-    watchdog(both_ways_at_once(small())).await;
+async fn both_directions_arrive_whole_on_multi_thread_runtime_in_small_rings() {
+    watchdog(check_both_directions(small())).await;
 }
 
 #[tokio::test]
-async fn what_is_written_before_krun_comes_is_kept() {
+async fn bytes_written_before_krun_connects_are_kept() {
     watchdog(async {
         let (mut stream, name) = attached(&small());
         stream.write_all(&[1; SMALL]).await.unwrap();
@@ -174,7 +174,7 @@ async fn what_is_written_before_krun_comes_is_kept() {
 }
 
 #[tokio::test]
-async fn krun_s_rx_thread_stops_in_the_middle_and_goes_on() {
+async fn stopping_and_restarting_rx_thread_loses_nothing() {
     watchdog(async {
         let (mut stream, name) = attached(&Options::new());
         let (mut input, _output) = krun(&name);
@@ -204,7 +204,7 @@ async fn krun_s_rx_thread_stops_in_the_middle_and_goes_on() {
 }
 
 #[tokio::test]
-async fn when_krun_goes_in_the_middle_the_host_reads_what_is_left_and_then_the_end() {
+async fn host_reads_all_bytes_then_end_of_file_after_krun_disconnects() {
     watchdog(async {
         let (mut stream, name) = attached(&small());
         let (input, mut output) = krun(&name);
@@ -225,10 +225,10 @@ async fn when_krun_goes_in_the_middle_the_host_reads_what_is_left_and_then_the_e
 }
 
 #[tokio::test]
-async fn a_write_that_waits_fails_when_krun_goes() {
+async fn pending_write_fails_when_krun_disconnects() {
     watchdog(async {
         let (mut stream, name) = attached(&small());
-        // Reads nothing, unlike krun.
+        // Unlike krun, this client reads nothing.
         let silent = open(&name).unwrap();
         let writer = tokio::spawn(async move {
             let error = stream.write_all(&[1; 1 << 20]).await.unwrap_err();
@@ -244,7 +244,7 @@ async fn a_write_that_waits_fails_when_krun_goes() {
     .await;
 }
 
-/// Starts to transmit more than ring and pipe hold, and returns once the ring is full.
+/// Starts a thread that transmits more than the ring and the pipe hold. Returns once the ring is full.
 async fn transmit_too_much(stream: &AgentStream, mut output: Output) -> JoinHandle<io::Result<()>> {
     let tx = thread::spawn(move || transmit(&mut output, &vec![1; 4 << 20]));
     while stream.stats().tx.full == 0 {
@@ -254,7 +254,7 @@ async fn transmit_too_much(stream: &AgentStream, mut output: Output) -> JoinHand
 }
 
 #[tokio::test]
-async fn dropping_the_stream_in_the_middle_delivers_what_was_written_and_frees_krun() {
+async fn dropping_stream_delivers_bytes_and_releases_krun_threads() {
     watchdog(async {
         let (mut stream, name) = attached(&small());
         let (input, output) = krun(&name);
@@ -262,14 +262,14 @@ async fn dropping_the_stream_in_the_middle_delivers_what_was_written_and_frees_k
         stream.write_all(b"goodbye").await.unwrap();
         drop(stream);
         assert_eq!(joined(receive_all(input)).await, b"goodbye");
-        // It got through, or it failed: it does not wait.
+        // The write may succeed or fail, but it does not hang.
         let _ = joined(tx).await;
     })
     .await;
 }
 
 #[tokio::test]
-async fn hanging_up_keeps_what_the_guest_had_written() {
+async fn hang_up_keeps_bytes_that_guest_wrote_before() {
     watchdog(async {
         for _ in 0..20 {
             let (mut stream, name) = attached(&Options::new());
@@ -279,7 +279,7 @@ async fn hanging_up_keeps_what_the_guest_had_written() {
                 let sent = sent.clone();
                 move || transmit(&mut output, &sent).map(|()| output)
             });
-            // The bridge has had no turn: nothing has been read from the pipe.
+            // The bridge had no turn, so it has read nothing from the pipe.
             let _output = tx.join().unwrap().unwrap();
             stream.write_all(b"goodbye").await.unwrap();
             stream.hang_up();
@@ -293,7 +293,7 @@ async fn hanging_up_keeps_what_the_guest_had_written() {
 }
 
 #[tokio::test]
-async fn nothing_waits_for_what_the_guest_writes_after_the_hang_up() {
+async fn hang_up_does_not_wait_for_bytes_in_virtqueue() {
     watchdog(async {
         let (mut stream, port) = AgentStream::pair().unwrap();
         let guest = Guest::boot(port);
@@ -301,7 +301,7 @@ async fn nothing_waits_for_what_the_guest_writes_after_the_hang_up() {
         guest.stop_workers().await;
         agent.write_all(b"too late").await.unwrap();
         stream.hang_up();
-        // The pipe is closed, with that still in the virtqueue.
+        // The pipe closes while those bytes are still in the virtqueue.
         assert_eq!(stream.read(&mut [0; 8]).await.unwrap(), 0);
         guest.start_workers().unwrap();
         guest.drained().await;
@@ -313,7 +313,7 @@ async fn nothing_waits_for_what_the_guest_writes_after_the_hang_up() {
 }
 
 #[tokio::test]
-async fn dropping_without_hanging_up_goes_on_to_discard_and_count() {
+async fn dropping_stream_without_hang_up_discards_and_counts_guest_writes() {
     watchdog(async {
         let (stream, port) = small().hang_up_on_drop(false).create().unwrap();
         let handle = port.handle();
@@ -321,11 +321,11 @@ async fn dropping_without_hanging_up_goes_on_to_discard_and_count() {
         let tx = transmit_too_much(&stream, output).await;
         drop(stream);
         joined(tx).await.unwrap();
-        // What is in the pipe when its writer has gone is still discarded and counted.
+        // Bytes still in the pipe after the writer has finished are discarded and counted too.
         while handle.stats().tx.discarded < 4 << 20 {
             tokio::task::yield_now().await;
         }
-        // And the guest is told nothing.
+        // The guest reads no end of file.
         let mut byte = [0];
         let read = input.read_volatile(&mut VolatileSlice::from(&mut byte[..]));
         assert_eq!(read.unwrap_err().kind(), io::ErrorKind::WouldBlock);
@@ -334,12 +334,12 @@ async fn dropping_without_hanging_up_goes_on_to_discard_and_count() {
 }
 
 #[tokio::test]
-async fn quiesce_lets_krun_s_write_through() {
+async fn quiesce_lets_waiting_krun_write_through() {
     watchdog(async {
         let (mut stream, port) = Options::new().capacity(64 * 1024).create().unwrap();
         let handle = port.handle();
         let (_input, mut output) = krun(&port.into_bridge().into_pipe_name());
-        // More than ring, pipe and tokio hold, and no more than fits when it is quiesced.
+        // More than the ring, the pipe and tokio hold, but no more than the quiesced ring takes.
         let sent = pattern(128 * 1024);
         let tx = thread::spawn({
             let sent = sent.clone();
@@ -359,7 +359,7 @@ async fn quiesce_lets_krun_s_write_through() {
 }
 
 #[tokio::test]
-async fn the_exit_hook_waits_for_what_is_in_the_pipe() {
+async fn exit_hook_waits_for_bytes_in_pipe() {
     watchdog(async {
         for _ in 0..20 {
             let (mut stream, port) = small().create().unwrap();
@@ -373,7 +373,7 @@ async fn the_exit_hook_waits_for_what_is_in_the_pipe() {
                     output
                 }
             });
-            // krun stops its TX thread, and then calls the hook. Its end stays open.
+            // krun stops its TX thread and then calls the hook. Its end of the pipe stays open.
             let _output = tx.join().unwrap();
             let vm = thread::spawn(move || hook(0));
             let mut received = Vec::new();
@@ -393,13 +393,13 @@ fn open(name: &str) -> io::Result<std::fs::File> {
 }
 
 #[tokio::test]
-async fn a_reader_that_stalls_makes_writes_wait_and_a_cancelled_one_loses_nothing() {
+async fn stalled_reader_makes_writes_wait_and_cancelled_write_loses_nothing() {
     watchdog(async {
         let (mut stream, name) = attached(&small());
         let mut stalled = open(&name).unwrap();
         let sent = pattern(1 << 20);
         let mut written = 0;
-        // What has been cancelled has written nothing.
+        // A cancelled write has written nothing.
         while stream.stats().rx.full < 100 {
             let mut write = tokio_test::task::spawn(stream.write(&sent[written..]));
             if let std::task::Poll::Ready(result) = write.poll() {
@@ -423,9 +423,9 @@ async fn a_reader_that_stalls_makes_writes_wait_and_a_cancelled_one_loses_nothin
     .await;
 }
 
-/// Of another process: this test program, called by [`a_stranger_is_turned_away`].
+/// The part of [`pipe_rejects_other_processes`] that runs in another process: that test starts this program again.
 #[test]
-fn stranger() {
+fn connect_from_other_process() {
     let Ok(name) = env::var("TOKIO_KRUN_PIPE") else {
         return;
     };
@@ -437,17 +437,17 @@ fn stranger() {
 }
 
 #[tokio::test]
-async fn a_stranger_is_turned_away() {
+async fn pipe_rejects_other_processes() {
     watchdog(async {
         let (mut stream, name) = attached(&Options::new());
         stream.write_all(b"secret").await.unwrap();
         for _ in 0..3 {
-            let stranger = Command::new(env::current_exe().unwrap())
-                .args(["--exact", "stranger"])
+            let child = Command::new(env::current_exe().unwrap())
+                .args(["--exact", "connect_from_other_process"])
                 .env("TOKIO_KRUN_PIPE", &name)
                 .spawn()
                 .unwrap();
-            let status = thread::spawn(move || { stranger }.wait());
+            let status = thread::spawn(move || { child }.wait());
             assert_eq!(joined(status).await.unwrap().code(), Some(42));
             assert!(!stream.has_guest_opened());
         }
@@ -463,7 +463,7 @@ async fn a_stranger_is_turned_away() {
 }
 
 #[tokio::test]
-async fn names_are_different_and_cannot_be_guessed() {
+async fn pipe_names_are_unique_and_random() {
     let name = || {
         let (_stream, port) = AgentStream::pair().unwrap();
         port.into_bridge().pipe_name().to_owned()
@@ -478,7 +478,7 @@ async fn names_are_different_and_cannot_be_guessed() {
 }
 
 #[tokio::test]
-async fn a_taken_name_is_a_clear_error_and_is_free_again_after_the_end() {
+async fn taken_pipe_name_is_clear_error_and_is_free_after_drop() {
     watchdog(async {
         let name = format!(r"\\.\pipe\tokio-krun-test-{}", process::id());
         let options = Options::new().pipe_name(&name);
@@ -499,20 +499,20 @@ async fn a_taken_name_is_a_clear_error_and_is_free_again_after_the_end() {
 }
 
 #[tokio::test]
-async fn a_name_that_is_none_is_an_error() {
+async fn invalid_pipe_name_is_error() {
     let error = Options::new().pipe_name("no pipe").create();
     assert!(matches!(error.map(drop).unwrap_err(), Error::Os(_)));
 }
 
 #[tokio::test]
-async fn dropping_stream_or_port_ends_the_bridge_s_task() {
+async fn dropping_stream_or_port_ends_bridge_task() {
     async fn all_have_ended() {
         while Handle::current().metrics().num_alive_tasks() > 0 {
             tokio::task::yield_now().await;
         }
     }
     watchdog(async {
-        // A port that is never attached.
+        // A port is dropped before it is attached.
         let (mut stream, port) = AgentStream::pair().unwrap();
         assert_eq!(Handle::current().metrics().num_alive_tasks(), 1);
         drop(port);
@@ -520,7 +520,7 @@ async fn dropping_stream_or_port_ends_the_bridge_s_task() {
         assert_broken_pipe(stream.write(b"x").await);
         all_have_ended().await;
 
-        // A stream whose guest goes on.
+        // The stream is dropped while its guest continues.
         let (stream, name) = attached(&Options::new());
         let (input, mut output) = krun(&name);
         stream.guest_opened().await.unwrap();
@@ -529,7 +529,7 @@ async fn dropping_stream_or_port_ends_the_bridge_s_task() {
         assert_eq!(joined(receive_all(input)).await, b"");
         assert!(transmit(&mut output, b"x").is_err());
 
-        // A guest whose host goes on.
+        // The guest ends while the host continues.
         let (stream, name) = attached(&Options::new());
         drop(krun(&name));
         all_have_ended().await;
@@ -538,10 +538,9 @@ async fn dropping_stream_or_port_ends_the_bridge_s_task() {
     .await;
 }
 
-/// A runtime whose thread was not unparked has run no task, looked at no timer and asked the system
-/// for nothing.
+/// Checks that the runtime's thread is never unparked. So it runs no task, checks no timer and makes no system call.
 #[test]
-fn an_idle_bridge_never_runs() {
+fn idle_bridge_never_runs() {
     let _deadline = common::deadline();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
@@ -556,7 +555,7 @@ fn an_idle_bridge_never_runs() {
         )
     };
 
-    // With nothing to say on either side, and with both sides full.
+    // One stream has nothing to carry, the other has a full ring and a full pipe.
     let (mut idle, port) = small().create_on(runtime.handle()).unwrap();
     let (mut input, mut output) = krun(&port.into_bridge().into_pipe_name());
     transmit(&mut output, b"x").unwrap();
@@ -574,7 +573,7 @@ fn an_idle_bridge_never_runs() {
         write.write_all(&[1; 1 << 20]).await
     });
 
-    // Until it has come to rest: for as long as a thread may be put off.
+    // Wait until the runtime is idle. Two seconds allow for a thread that the system delays.
     let mut before = counts();
     loop {
         thread::sleep(Duration::from_secs(2));

@@ -1,5 +1,5 @@
-//! What else may go wrong: no descriptors left, signals in the middle of a wait, a wake for nothing, a panic
-//! under a lock, a stream that comes to another runtime.
+//! Other faults: no descriptors left, signals during a wait, wakes without a reason, panics under a lock, streams
+//! on another runtime.
 
 mod common;
 
@@ -16,9 +16,9 @@ use tokio_krun::test_util::Guest;
 use tokio_krun::{AgentStream, Chunks};
 use tokio_test::{assert_pending, assert_ready};
 
-/// It waits on the runtime that it was created on, wherever it is used.
+/// A stream waits on the runtime that it was created on, even if you use it on another.
 #[test]
-fn a_stream_works_on_another_runtime_than_its_own() {
+fn stream_works_on_another_runtime() {
     let home = Builder::new_multi_thread()
         .worker_threads(1)
         .enable_io()
@@ -41,7 +41,7 @@ fn a_stream_works_on_another_runtime_than_its_own() {
     });
     let sent = pattern(10_000);
     for _ in 0..3 {
-        // A new runtime each time, with nothing of the stream's on it.
+        // Each round uses a new runtime that knows nothing of the stream.
         let away = Builder::new_current_thread().enable_time().build().unwrap();
         let mut received = vec![0; sent.len()];
         away.block_on(watchdog(async {
@@ -55,9 +55,9 @@ fn a_stream_works_on_another_runtime_than_its_own() {
     echo.join().unwrap();
 }
 
-/// The runtime goes while a stream, and a task that waits for it, are alive; and the guest goes on.
+/// The runtime shuts down while a task waits for a stream. The guest keeps running.
 #[test]
-fn a_runtime_that_goes_with_streams_alive_leaves_the_guest_an_end() {
+fn runtime_shutdown_gives_guest_end_of_file() {
     let _deadline = common::deadline();
     let runtime = Builder::new_multi_thread()
         .worker_threads(2)
@@ -74,15 +74,15 @@ fn a_runtime_that_goes_with_streams_alive_leaves_the_guest_an_end() {
     let elsewhere = Builder::new_current_thread().enable_all().build().unwrap();
     elsewhere.block_on(async { agent.write_all(b"hello").await.unwrap() });
     runtime.shutdown_timeout(Duration::from_secs(60));
-    // The task was dropped, and with it the stream.
+    // The runtime dropped the task, and with it the stream.
     elsewhere.block_on(async { assert_eq!(agent.read(&mut [0; 8]).await.unwrap(), 0) });
 }
 
-/// Tasks of another runtime wait when the stream's own goes: each is told, whatever it waits for. On Windows
-/// waiting needs no runtime.
+/// A stream's runtime shuts down while tasks of another runtime wait for the stream. Each wait fails. Not on Windows:
+/// there a wait needs no runtime.
 #[cfg(unix)]
 #[test]
-fn who_waits_elsewhere_when_the_streams_runtime_goes_gets_an_error() {
+fn runtime_shutdown_fails_waits_on_another_runtime() {
     use std::sync::Arc;
     use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -103,8 +103,8 @@ fn who_waits_elsewhere_when_the_streams_runtime_goes_gets_an_error() {
     let waiting = Arc::new(AtomicU64::new(0));
     let mut tasks = Vec::new();
     let mut ends = Vec::new();
-    for way in 0..8 {
-        // One stream each: what is polled has one waker a direction.
+    for operation in 0..8 {
+        // Each task has its own stream, because each direction keeps only one waker for polls.
         let (mut stream, port) = created().unwrap();
         ends.push(backend(port));
         let full = vec![1; SMALL];
@@ -112,7 +112,7 @@ fn who_waits_elsewhere_when_the_streams_runtime_goes_gets_an_error() {
         let waiting = Arc::clone(&waiting);
         tasks.push(away.spawn(async move {
             let wait = async {
-                match way {
+                match operation {
                     0 => stream.read(&mut [0; 8]).await.map(drop),
                     1 => stream.fill_buf().await.map(drop),
                     2 => Chunks::new(&mut stream).next().await.unwrap().map(drop),
@@ -131,27 +131,31 @@ fn who_waits_elsewhere_when_the_streams_runtime_goes_gets_an_error() {
     }
     assert!(tasks.iter().all(|task| !task.is_finished()));
     home.shutdown_timeout(Duration::from_secs(60));
-    for (way, task) in tasks.into_iter().enumerate() {
+    for (operation, task) in tasks.into_iter().enumerate() {
         let error = futures::executor::block_on(task).unwrap();
-        // Not one of an end that the guest has made.
-        assert_eq!(error.kind(), std::io::ErrorKind::Other, "{way}: {error}");
+        // The kind must not suggest that the guest ended.
+        assert_eq!(
+            error.kind(),
+            std::io::ErrorKind::Other,
+            "{operation}: {error}"
+        );
     }
     drop(ends);
 }
 
-/// A wake that nothing has changed for is no end, no error, and no bytes.
+/// A wake without a reason causes no end of file, no error and no bytes.
 #[tokio::test]
-async fn a_wake_for_nothing_ends_no_wait() {
+async fn wake_without_reason_ends_no_wait() {
     watchdog(async {
-        for way in 0..6 {
+        for operation in 0..6 {
             let (mut stream, backend) = common::pair();
             let check = async |wait: std::pin::Pin<&mut (dyn Future<Output = ()> + Send)>| {
                 let mut wait = tokio_test::task::spawn(wait);
-                // Polled without a wake.
+                // Polls without a wake.
                 for _ in 0..3 {
                     assert_pending!(wait.poll());
                 }
-                // The first time that krun calls is a wake for who waits for the guest, and so for this one.
+                // krun's first call wakes every task that waits for the guest, so it wakes this one too.
                 assert!(backend.read(&mut [0; 8]).is_err());
                 while !wait.is_woken() {
                     tokio::task::yield_now().await;
@@ -165,7 +169,7 @@ async fn a_wake_for_nothing_ends_no_wait() {
                 }
                 assert_ready!(wait.poll());
             };
-            match way {
+            match operation {
                 0 => {
                     check(pin!(async {
                         assert_eq!(stream.read_u8().await.unwrap(), b'x');
@@ -208,9 +212,9 @@ async fn a_wake_for_nothing_ends_no_wait() {
     .await;
 }
 
-/// The signal for bytes that were taken in another way is still there when the next wait begins.
+/// If `try_read` takes the bytes, their signal is still there when the next wait begins.
 #[tokio::test]
-async fn a_wake_for_what_was_taken_meanwhile_ends_no_wait() {
+async fn stale_wake_ends_no_wait() {
     watchdog(async {
         let (mut stream, backend) = common::pair();
         for round in 1..=20 {
@@ -221,7 +225,7 @@ async fn a_wake_for_what_was_taken_meanwhile_ends_no_wait() {
                 backend.write(b"x").unwrap();
             }
             assert_eq!(stream.try_read(&mut buffer).unwrap(), 1);
-            // With a turn of the driver, and without.
+            // Tokio's driver gets a turn in every other round.
             if round % 2 == 0 {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
@@ -236,7 +240,7 @@ async fn a_wake_for_what_was_taken_meanwhile_ends_no_wait() {
             }
             assert_eq!(assert_ready!(read.poll()).unwrap(), 1);
 
-            // And of room that was used meanwhile.
+            // The same for the signal of room that `try_write` has used.
             let full = vec![1; SMALL];
             assert_eq!(stream.try_write(&full).unwrap(), SMALL);
             assert_pending!(tokio_test::task::spawn(stream.write(b"z")).poll());
@@ -255,11 +259,11 @@ async fn a_wake_for_what_was_taken_meanwhile_ends_no_wait() {
     .await;
 }
 
-/// A buffer of the caller's that panics when it is told that bytes were written.
+/// A caller's buffer that panics in `advance_mut`.
 #[derive(Default)]
 struct Bomb(Vec<u8>);
 
-// SAFETY: the place is the vector's own, and no byte of it ever counts as written.
+// SAFETY: the memory is the vector's own, and none of it ever counts as written.
 #[expect(unsafe_code, reason = "the trait is unsafe to implement")]
 unsafe impl bytes::BufMut for Bomb {
     fn remaining_mut(&self) -> usize {
@@ -271,11 +275,11 @@ unsafe impl bytes::BufMut for Bomb {
     }
 
     unsafe fn advance_mut(&mut self, _: usize) {
-        panic!("the caller's buffer")
+        panic!("from the caller's buffer")
     }
 }
 
-/// Bytes of the caller's that panic when they are dropped.
+/// A caller's bytes that panic in their `drop`.
 struct Owner(&'static [u8]);
 
 impl AsRef<[u8]> for Owner {
@@ -286,14 +290,14 @@ impl AsRef<[u8]> for Owner {
 
 impl Drop for Owner {
     fn drop(&mut self) {
-        panic!("the caller's bytes")
+        panic!("from the caller's bytes")
     }
 }
 
-/// Whoever runs code of the caller's under the host's locks leaves them poisoned. krun's thread, which takes them
-/// next, must neither panic nor find a byte less.
+/// The caller's code runs under the host's locks, so its panic poisons them. krun's thread takes them next. It must not
+/// panic and must not lose a byte.
 #[tokio::test]
-async fn a_panic_under_a_lock_loses_nothing_and_does_not_reach_krun() {
+async fn panic_under_lock_loses_nothing_and_does_not_reach_krun() {
     watchdog(async {
         let (mut stream, backend) = common::pair();
         let sent = pattern(SMALL);
@@ -303,7 +307,7 @@ async fn a_panic_under_a_lock_loses_nothing_and_does_not_reach_krun() {
             let read = AssertUnwindSafe(|| stream.try_read_buf(&mut Bomb::default()));
             assert!(std::panic::catch_unwind(read).is_err());
         }
-        // krun's thread goes on: at the open chunk, with a new one, and to where the ring is full.
+        // krun's thread fills the open chunk, then new ones, until the ring is full.
         let backend = std::thread::spawn({
             let rest = rest.to_vec();
             move || {
@@ -320,7 +324,7 @@ async fn a_panic_under_a_lock_loses_nothing_and_does_not_reach_krun() {
         stream.read_exact(&mut received).await.unwrap();
         assert!(received == sent);
 
-        // The same lock, when krun's thread has to take it: once the host has gone.
+        // Once the read half is dropped, krun's thread must take that same lock.
         backend.write(first).unwrap();
         let read = AssertUnwindSafe(|| stream.try_read_buf(&mut Bomb::default()));
         assert!(std::panic::catch_unwind(read).is_err());
@@ -335,15 +339,15 @@ async fn a_panic_under_a_lock_loses_nothing_and_does_not_reach_krun() {
     .await;
 }
 
-/// Few bytes are copied, and their owner is dropped at once; many are dropped by krun's thread.
+/// A small item is copied and dropped by the sender. krun's thread drops a large one.
 #[tokio::test]
-async fn bytes_that_panic_when_they_are_dropped_are_sent_and_do_not_reach_krun() {
+async fn bytes_that_panic_in_drop_arrive_and_do_not_reach_krun() {
     watchdog(async {
         let (stream, backend) = common::pair();
         let mut chunks = Chunks::new(stream);
         let mut buffer = vec![0; SMALL];
         for owned in [&b"few"[..], &[7; SMALL / 8], b"few"] {
-            // krun waits.
+            // krun finds nothing and waits.
             assert!(common::is_would_block(&backend.read(&mut buffer)));
             let send = AssertUnwindSafe(chunks.send(Bytes::from_owner(Owner(owned))));
             let result = send.catch_unwind().await;
@@ -351,7 +355,7 @@ async fn bytes_that_panic_when_they_are_dropped_are_sent_and_do_not_reach_krun()
             assert_eq!(backend.read(&mut buffer).unwrap(), owned.len());
             assert!(buffer.starts_with(owned));
             assert!(common::is_would_block(&backend.read(&mut buffer)));
-            // Nor does it spoil what comes next, either way.
+            // The panic does not disturb the next bytes, in either direction.
             chunks.send(Bytes::from_static(b"next")).await.unwrap();
             assert_eq!(backend.read(&mut buffer).unwrap(), 4);
             backend.write(b"y").unwrap();
@@ -361,9 +365,9 @@ async fn bytes_that_panic_when_they_are_dropped_are_sent_and_do_not_reach_krun()
     .await;
 }
 
-/// Whoever sleeps on the other side is woken for bytes that are in the ring, whatever happens after they came there.
+/// Once bytes are in the ring, the other side is woken for them, even if the sender panics afterwards.
 #[tokio::test]
-async fn krun_is_woken_for_few_bytes_that_panic_when_they_are_dropped() {
+async fn small_item_that_panics_in_drop_wakes_krun() {
     let (stream, backend) = common::pair();
     let mut chunks = Chunks::new(stream);
     let mut buffer = [0; 100];
@@ -372,7 +376,7 @@ async fn krun_is_woken_for_few_bytes_that_panic_when_they_are_dropped() {
     assert!(send.catch_unwind().await.is_err());
     let stats = chunks.get_ref().stats().rx;
     assert_eq!(stats.queued, 3);
-    assert_eq!(stats.data_wakes, 1, "krun sleeps on bytes that are there");
+    assert_eq!(stats.data_wakes, 1, "krun sleeps while bytes are queued");
 }
 
 #[cfg(target_os = "linux")]
@@ -392,20 +396,21 @@ mod linux {
 
     use super::*;
 
-    /// Limits are the whole process's, so the test is a process of its own.
+    /// Limits apply to the whole process, so the test runs in its own.
     #[test]
-    #[cfg_attr(miri, ignore = "Miri starts no process")]
-    fn without_descriptors_there_is_a_clear_error_and_nothing_left_behind() {
-        let name = "linux::without_descriptors_there_is_a_clear_error_and_nothing_left_behind";
+    #[cfg_attr(miri, ignore = "Miri cannot start a process")]
+    fn pair_without_descriptors_fails_clearly_and_leaks_nothing() {
+        let name = "linux::pair_without_descriptors_fails_clearly_and_leaks_nothing";
         if !common::is_alone(name) {
             return;
         }
         let runtime = Builder::new_current_thread().enable_io().build().unwrap();
         let _entered = runtime.enter();
-        // What the first one opens for all.
+        // The first stream opens what all streams share.
         drop(AgentStream::pair().unwrap());
+        // Reading the directory takes a descriptor too, which does not count.
         let open = || fs::read_dir("/proc/self/fd").unwrap().count() - 1;
-        // The limit is one of numbers, so there must be no gap among them.
+        // The limit applies to a descriptor's number, so fill the gaps between the numbers in use.
         let mut fillers = Vec::new();
         while fillers
             .last()
@@ -417,7 +422,6 @@ mod linux {
         let mut refused = 0;
         for spare in 0.. {
             let mut limit = getrlimit(Resource::Nofile);
-            // The list of the open ones is read with one more.
             limit.current = Some((before + spare) as u64);
             setrlimit(Resource::Nofile, limit).unwrap();
             let created = AgentStream::pair();
@@ -437,15 +441,15 @@ mod linux {
                     let number = rustix::io::Errno::MFILE.raw_os_error();
                     assert_eq!(source.raw_os_error(), Some(number));
                     assert_eq!(io::Error::from(error).raw_os_error(), Some(number));
-                    assert_eq!(open(), before, "left behind with {spare} to spare");
+                    assert_eq!(open(), before, "leaks a descriptor with {spare} to spare");
                     refused += 1;
                 }
             }
         }
-        assert!(refused >= 3, "a stream has three descriptors or more");
+        assert!(refused >= 3, "a stream needs at least three descriptors");
     }
 
-    /// A thread that is sent signals, and how many of them it has handled.
+    /// A thread that receives signals, and how many it has handled.
     #[derive(Clone, Copy)]
     struct Target {
         thread: libc::pthread_t,
@@ -457,28 +461,28 @@ mod linux {
     }
 
     impl Target {
-        #[expect(unsafe_code, reason = "std does not say which thread this is")]
+        #[expect(unsafe_code, reason = "std does not tell this thread's `pthread_t`")]
         fn this_thread() -> Self {
             static COUNTS: [AtomicU64; 64] = [const { AtomicU64::new(0) }; 64];
             static NEXT: AtomicUsize = AtomicUsize::new(0);
             let handled = &COUNTS[NEXT.fetch_add(1, Ordering::Relaxed)];
             HANDLED.set(Some(handled));
             Self {
-                // SAFETY: it asks for nothing.
+                // SAFETY: the call has no preconditions.
                 thread: unsafe { libc::pthread_self() },
                 handled,
             }
         }
 
-        /// Interrupts whatever the thread is at.
-        #[expect(unsafe_code, reason = "std sends no signals")]
+        /// Sends one signal. It interrupts whatever call the thread is in.
+        #[expect(unsafe_code, reason = "std cannot send a signal")]
         fn signal(&self) {
-            // SAFETY: no thread of this test is joined, or left by its runtime, before the last signal to it.
+            // SAFETY: each thread gets its last signal before the test joins it or drops its runtime.
             let result = unsafe { libc::pthread_kill(self.thread, libc::SIGUSR1) };
             assert_eq!(result, 0);
         }
 
-        /// The same `count` times, each once the last one has been handled.
+        /// Sends `count` signals, each once the thread has handled the one before.
         fn interrupt(&self, count: u64) {
             for _ in 0..count {
                 let before = self.handled.load(Ordering::Relaxed);
@@ -496,8 +500,8 @@ mod linux {
         }
     }
 
-    /// Without `SA_RESTART`: what is interrupted returns `EINTR`.
-    #[expect(unsafe_code, reason = "std handles no signals")]
+    /// Installs the handler without `SA_RESTART`, so that an interrupted call returns `EINTR`.
+    #[expect(unsafe_code, reason = "std cannot handle signals")]
     fn handle_signals() {
         // SAFETY: all zeros is a valid `sigaction`: no flags, and no signals blocked.
         let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
@@ -507,22 +511,24 @@ mod linux {
         assert_eq!(result, 0);
     }
 
-    /// Whatever the crate waits in returns early for each, on every thread of the host's and on krun's TX thread;
-    /// nothing is lost, doubled or given up. krun's RX thread waits in krun's own `poll(2)`, and does not
-    /// survive one: so the test plays krun, and that thread only calls `read`.
+    /// Signals interrupt the system calls that the crate waits in, on every thread of the host and on krun's TX thread.
+    /// Nothing is lost or doubled, and no operation gives up.
+    ///
+    /// krun's RX thread waits in krun's own `poll(2)` and does not survive a signal. So the test plays krun, and that
+    /// thread only calls `read`.
     #[test]
     #[cfg_attr(miri, ignore = "Miri has no signals")]
-    fn signals_in_the_middle_of_waits_change_nothing() {
-        if !common::is_alone("linux::signals_in_the_middle_of_waits_change_nothing") {
+    fn signals_during_waits_change_nothing() {
+        if !common::is_alone("linux::signals_during_waits_change_nothing") {
             return;
         }
         handle_signals();
         for workers in 1..=2 {
-            signals_to(workers);
+            check_signals(workers);
         }
     }
 
-    fn signals_to(workers: usize) {
+    fn check_signals(workers: usize) {
         const SIGNALS: u64 = 50;
         const LENGTH: usize = 4 << 20;
         let _deadline = common::deadline();
@@ -533,7 +539,7 @@ mod linux {
             .enable_io()
             .build()
             .unwrap();
-        // One of them waits in the driver, the others for work.
+        // One worker waits in tokio's driver, the others wait for work.
         let host: Vec<Target> = (0..workers).map(|_| host.recv().unwrap()).collect();
         let interrupt_host = || host.iter().for_each(|target| target.interrupt(SIGNALS));
 
@@ -543,26 +549,26 @@ mod linux {
         let exit_hook = port.exit_hook(Duration::from_secs(600));
         let backend = Arc::new(backend(port));
 
-        // A read that waits.
-        let vain = Arc::new(AtomicU64::new(0));
+        // A read waits.
+        let pending = Arc::new(AtomicU64::new(0));
         let read = runtime.spawn({
-            let vain = Arc::clone(&vain);
+            let pending = Arc::clone(&pending);
             async move {
-                let byte = counted(&vain, stream.read_u8()).await;
+                let byte = counted(&pending, stream.read_u8()).await;
                 (stream, byte.unwrap())
             }
         });
-        while vain.load(Ordering::Relaxed) == 0 {
+        while pending.load(Ordering::Relaxed) == 0 {
             thread::yield_now();
         }
         interrupt_host();
         assert!(!read.is_finished());
-        assert_eq!(vain.load(Ordering::Relaxed), 1);
+        assert_eq!(pending.load(Ordering::Relaxed), 1);
         backend.write(b"x").unwrap();
         let (stream, byte) = futures::executor::block_on(read).unwrap();
         assert_eq!(byte, b'x');
 
-        // krun's TX thread, where it waits for room.
+        // krun's TX thread waits for room.
         common::fill(&backend);
         let refused = handle.stats().tx.full;
         let (found, tx) = mpsc::channel();
@@ -586,7 +592,7 @@ mod linux {
         }
         assert_eq!(read.try_read(&mut [0; SMALL]).unwrap(), 1000);
 
-        // Bytes both ways, and signals to everyone for as long as they move.
+        // Bytes flow both ways, and every thread gets signals all the while.
         let sent = Arc::new(pattern(LENGTH));
         let (found, krun) = mpsc::channel();
         let rx_thread = thread::spawn({
@@ -600,7 +606,7 @@ mod linux {
                         Ok(read) => taken += read,
                         Err(error) => {
                             assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
-                            // In place of krun's wait.
+                            // This replaces krun's wait.
                             backend.read_wake_fd();
                             thread::yield_now();
                         }
@@ -637,7 +643,7 @@ mod linux {
                 }
             }
         });
-        // Each handles one before any can come to its end.
+        // Each thread handles a signal before any of them can end.
         targets.iter().for_each(|target| target.interrupt(1));
         let writer = runtime.spawn({
             let sent = Arc::clone(&sent);
@@ -659,23 +665,23 @@ mod linux {
         stop.store(true, Ordering::Relaxed);
         sender.join().unwrap();
         for (before, after) in before.iter().zip(counts(&targets)) {
-            assert!(after > *before, "a thread that no signal has reached");
+            assert!(after > *before, "a thread handled no signal");
         }
         assert!(received == *sent);
         assert!(rx_thread.join().unwrap() == *sent);
         tx_thread_2.join().unwrap();
         assert_eq!(tx_thread.join().unwrap(), 1000);
 
-        // The VM's last step, which waits for the host.
-        let (found, last) = mpsc::channel();
-        let last_step = asleep(move || {
+        // The VM's exit hook waits for the host.
+        let (found, hook) = mpsc::channel();
+        let hook_thread = asleep(move || {
             found.send(Target::this_thread()).unwrap();
             exit_hook(0);
         });
-        last.recv().unwrap().interrupt(SIGNALS);
-        assert!(!last_step.is_finished());
+        hook.recv().unwrap().interrupt(SIGNALS);
+        assert!(!hook_thread.is_finished());
         drop((read, write));
-        last_step.join().unwrap();
+        hook_thread.join().unwrap();
     }
 
     fn counts(targets: &[Target]) -> Vec<u64> {

@@ -1,9 +1,9 @@
-//! Random operations of hosts and guests at the same time, on several streams, each byte checked where it
-//! comes out. `tests/model.rs` knows each outcome but has one thread; here krun's threads, the hosts'
-//! tasks and the pauses of the VM meet as they happen to.
+//! Hosts and guests run random operations on several streams at the same time. Each byte is checked where it arrives.
+//! `tests/model.rs` predicts every outcome, but on one thread. Here krun's threads, the hosts' tasks and the VM's
+//! pauses interleave freely.
 //!
-//! `SOAK_OPERATIONS` is how many there are in all, `SOAK_SEED` repeats the choices of a run (not how the
-//! threads meet).
+//! `SOAK_OPERATIONS` sets the number of operations in all. `SOAK_SEED` repeats a run's random choices, but not the
+//! order of its threads.
 
 mod common;
 
@@ -21,14 +21,14 @@ use tokio_krun::{Chunks, Options, OwnedReadHalf, OwnedWriteHalf};
 /// The longest read or write.
 const LONGEST: usize = 3 * SMALL;
 
-/// What both directions carry: bytes known by their position.
+/// The bytes that both directions carry, known by their position.
 struct Source {
-    /// A period, and the beginning of the next.
+    /// One period, and enough of the next for the longest operation.
     bytes: Vec<u8>,
 }
 
 impl Source {
-    /// Shares no factor with any chunk's or descriptor's size.
+    /// Shares no factor with the size of any chunk or descriptor.
     const PERIOD: usize = 65_521;
 
     fn new() -> Self {
@@ -44,8 +44,8 @@ impl Source {
     }
 }
 
-/// How far one end of a direction is.
-struct Place {
+/// How far one end of a direction has come.
+struct Progress {
     source: Arc<Source>,
     position: u64,
     checksum: crc32fast::Hasher,
@@ -53,8 +53,8 @@ struct Place {
     operations: Arc<Operations>,
 }
 
-impl Place {
-    /// Mostly short ones, and each kind of edge now and then.
+impl Progress {
+    /// A random length: mostly short, and now and then near a limit.
     fn length(&mut self) -> usize {
         match self.random.u8(..) {
             0..160 => self.random.usize(1..100),
@@ -65,16 +65,18 @@ impl Place {
         }
     }
 
+    /// The next bytes to send.
     fn next(&mut self) -> &[u8] {
         let length = self.length();
         self.source.at(self.position, length)
     }
 
-    fn passes(&mut self, bytes: &[u8]) {
+    /// Checks that these are the next bytes, and moves past them.
+    fn check(&mut self, bytes: &[u8]) {
         for bytes in bytes.chunks(LONGEST) {
             assert!(
                 bytes == self.source.at(self.position, bytes.len()),
-                "not what was sent, from byte {}",
+                "wrong bytes from position {} on",
                 self.position
             );
             self.position += bytes.len() as u64;
@@ -82,12 +84,14 @@ impl Place {
         }
     }
 
-    fn sent(&mut self, length: usize) {
+    /// Moves past bytes that were sent.
+    fn advance(&mut self, length: usize) {
         let source = Arc::clone(&self.source);
-        self.passes(source.at(self.position, length));
+        self.check(source.at(self.position, length));
     }
 
-    fn end(self) -> (u64, u32) {
+    /// The position and the checksum of all bytes before it.
+    fn finish(self) -> (u64, u32) {
         (self.position, self.checksum.finalize())
     }
 }
@@ -98,25 +102,26 @@ struct Operations {
 }
 
 impl Operations {
+    /// Counts an operation. Returns false once the limit is reached.
     fn one_more(&self) -> bool {
         self.done.fetch_add(1, Ordering::Relaxed) < self.limit
     }
 }
 
-/// Reads to the end of the file, and returns what came.
-async fn host_reads(mut half: OwnedReadHalf, mut place: Place) -> (u64, u32) {
+/// Reads until end of file.
+async fn host_reads(mut half: OwnedReadHalf, mut progress: Progress) -> (u64, u32) {
     let mut buffer = vec![0; LONGEST];
     let mut held: Vec<(u64, Bytes)> = Vec::new();
     loop {
-        place.operations.one_more();
-        let length = place.length();
-        let kind = place.random.u8(..8);
-        let polls = place.random.usize(1..3);
+        progress.operations.one_more();
+        let length = progress.length();
+        let kind = progress.random.u8(..8);
+        let polls = progress.random.usize(1..3);
         if polls > 1 || kind > 5 {
-            // It may wait, and what is held may be all the room there is.
+            // This operation may wait, and the held chunks may take up all the room, so drop them.
             for (position, chunk) in held.drain(..) {
                 assert!(
-                    chunk == place.source.at(position, chunk.len()),
+                    chunk == progress.source.at(position, chunk.len()),
                     "a held chunk has changed"
                 );
             }
@@ -124,7 +129,7 @@ async fn host_reads(mut half: OwnedReadHalf, mut place: Place) -> (u64, u32) {
         match kind {
             0 => {
                 if let Ok(read) = half.try_read(&mut buffer[..length]) {
-                    place.passes(&buffer[..read]);
+                    progress.check(&buffer[..read]);
                 }
             }
             1 => {
@@ -132,13 +137,13 @@ async fn host_reads(mut half: OwnedReadHalf, mut place: Place) -> (u64, u32) {
                 if let Some(Ok(0)) = cancelled_at(polls, half.read_buf(&mut read)).await {
                     break;
                 }
-                place.passes(&read);
+                progress.check(&read);
             }
             2 => {
                 let (first, second) = buffer[..length].split_at_mut(length / 3);
                 let mut slices = [first, second].map(IoSliceMut::new);
                 if let Ok(read) = half.try_read_vectored(&mut slices) {
-                    place.passes(&buffer[..read]);
+                    progress.check(&buffer[..read]);
                 }
             }
             3 => {
@@ -146,7 +151,7 @@ async fn host_reads(mut half: OwnedReadHalf, mut place: Place) -> (u64, u32) {
                 let shown = shown.map_or(0, |shown| {
                     let shown = shown.unwrap();
                     let taken = shown.len().min(length);
-                    place.passes(&shown[..taken]);
+                    progress.check(&shown[..taken]);
                     taken
                 });
                 half.consume(shown);
@@ -155,8 +160,8 @@ async fn host_reads(mut half: OwnedReadHalf, mut place: Place) -> (u64, u32) {
                 let mut chunks = Chunks::new(&mut half);
                 if let Some(Some(chunk)) = cancelled_at(polls, chunks.next()).await {
                     let chunk = chunk.unwrap();
-                    place.passes(&chunk);
-                    held.push((place.position - chunk.len() as u64, chunk));
+                    progress.check(&chunk);
+                    held.push((progress.position - chunk.len() as u64, chunk));
                 }
             }
             5 => tokio::task::yield_now().await,
@@ -165,19 +170,22 @@ async fn host_reads(mut half: OwnedReadHalf, mut place: Place) -> (u64, u32) {
                 if read == 0 {
                     break;
                 }
-                place.passes(&buffer[..read]);
+                progress.check(&buffer[..read]);
             }
         }
     }
-    place.end()
+    progress.finish()
 }
 
-/// Writes while there are operations left.
-async fn host_writes(mut half: OwnedWriteHalf, mut place: Place) -> (OwnedWriteHalf, (u64, u32)) {
-    while place.operations.one_more() {
-        let polls = place.random.usize(1..3);
-        let kind = place.random.u8(..8);
-        let bytes = place.next();
+/// Writes until no operations are left.
+async fn host_writes(
+    mut half: OwnedWriteHalf,
+    mut progress: Progress,
+) -> (OwnedWriteHalf, (u64, u32)) {
+    while progress.operations.one_more() {
+        let polls = progress.random.usize(1..3);
+        let kind = progress.random.u8(..8);
+        let bytes = progress.next();
         let written = match kind {
             0 => half.try_write(bytes).unwrap_or(0),
             1 => cancelled_at(polls, half.write(bytes))
@@ -203,41 +211,46 @@ async fn host_writes(mut half: OwnedWriteHalf, mut place: Place) -> (OwnedWriteH
             }
             _ => half.write(bytes).await.unwrap(),
         };
-        place.sent(written);
+        progress.advance(written);
     }
-    (half, place.end())
+    (half, progress.finish())
 }
 
-async fn guest_reads(mut port: ReadHalf<GuestPort>, mut place: Place) -> (u64, u32) {
+async fn guest_reads(mut port: ReadHalf<GuestPort>, mut progress: Progress) -> (u64, u32) {
     let mut buffer = vec![0; LONGEST];
     loop {
-        place.operations.one_more();
-        let length = place.length();
-        match cancelled_at(place.random.usize(1..9), port.read(&mut buffer[..length])).await {
-            Some(Ok(0)) => return place.end(),
-            Some(read) => place.passes(&buffer[..read.unwrap()]),
+        progress.operations.one_more();
+        let length = progress.length();
+        match cancelled_at(
+            progress.random.usize(1..9),
+            port.read(&mut buffer[..length]),
+        )
+        .await
+        {
+            Some(Ok(0)) => return progress.finish(),
+            Some(read) => progress.check(&buffer[..read.unwrap()]),
             None => {}
         }
     }
 }
 
-async fn guest_writes(mut port: WriteHalf<GuestPort>, mut place: Place) -> (u64, u32) {
-    while place.operations.one_more() {
-        let polls = place.random.usize(1..9);
-        let written = cancelled_at(polls, port.write(place.next())).await;
-        place.sent(written.map_or(0, Result::unwrap));
+async fn guest_writes(mut port: WriteHalf<GuestPort>, mut progress: Progress) -> (u64, u32) {
+    while progress.operations.one_more() {
+        let polls = progress.random.usize(1..9);
+        let written = cancelled_at(polls, port.write(progress.next())).await;
+        progress.advance(written.map_or(0, Result::unwrap));
     }
-    place.end()
+    progress.finish()
 }
 
-/// One VM with its host, until there are no operations left.
-async fn lane(
-    lane: u64,
+/// Runs one VM with its host until no operations are left. Returns the number of bytes and of pauses.
+async fn run_vm(
+    number: u64,
     seed: u64,
     source: Arc<Source>,
     operations: Arc<Operations>,
 ) -> (u64, u32) {
-    let capacity = if lane.is_multiple_of(2) {
+    let capacity = if number.is_multiple_of(2) {
         SMALL
     } else {
         1 << 20
@@ -247,19 +260,19 @@ async fn lane(
     let guest = Guest::boot(port);
     let (guest_read, guest_write) = tokio::io::split(guest.open().unwrap());
     let (host_read, host_write) = stream.into_split();
-    let place = |end: u64| Place {
+    let progress = |end: u64| Progress {
         source: Arc::clone(&source),
-        position: 1_000 * lane + end % 2,
+        position: 1_000 * number + end % 2,
         checksum: crc32fast::Hasher::new(),
-        random: fastrand::Rng::with_seed(seed ^ (lane << 8 | end)),
+        random: fastrand::Rng::with_seed(seed ^ (number << 8 | end)),
         operations: Arc::clone(&operations),
     };
-    // Ends 0 and 2 are one direction, 1 and 3 the other.
-    let host_reads = tokio::spawn(host_reads(host_read, place(0)));
-    let host_writes = tokio::spawn(host_writes(host_write, place(1)));
-    let guest_writes = tokio::spawn(guest_writes(guest_write, place(2)));
-    let guest_reads = tokio::spawn(guest_reads(guest_read, place(3)));
-    let mut random = fastrand::Rng::with_seed(seed ^ lane);
+    // Ends 0 and 2 share one direction, ends 1 and 3 the other.
+    let host_reads = tokio::spawn(host_reads(host_read, progress(0)));
+    let host_writes = tokio::spawn(host_writes(host_write, progress(1)));
+    let guest_writes = tokio::spawn(guest_writes(guest_write, progress(2)));
+    let guest_reads = tokio::spawn(guest_reads(guest_read, progress(3)));
+    let mut random = fastrand::Rng::with_seed(seed ^ number);
     let mut pauses = 0;
     while !(host_writes.is_finished() && guest_writes.is_finished()) {
         if random.u8(..) < 8 {
@@ -274,12 +287,20 @@ async fn lane(
     }
     let to_host = guest_writes.await.unwrap();
     let (mut host_write, to_guest) = host_writes.await.unwrap();
-    // Before the hang-up, which on Windows ends both directions.
+    // Wait for this before the hang-up, which ends both directions on Windows.
     guest.drained().await;
     host_write.hang_up();
-    assert_eq!(guest_reads.await.unwrap(), to_guest, "{lane}: to the guest");
+    assert_eq!(
+        guest_reads.await.unwrap(),
+        to_guest,
+        "VM {number}, to the guest"
+    );
     guest.power_off().await;
-    assert_eq!(host_reads.await.unwrap(), to_host, "{lane}: to the host");
+    assert_eq!(
+        host_reads.await.unwrap(),
+        to_host,
+        "VM {number}, to the host"
+    );
     let stats = handle.stats();
     assert!(stats.tx.high_water <= capacity as u64 && stats.rx.high_water <= capacity as u64);
     assert_eq!((stats.tx.queued, stats.rx.queued), (0, 0));
@@ -291,12 +312,12 @@ fn from_environment(name: &str) -> Option<u64> {
     Some(
         value
             .parse()
-            .unwrap_or_else(|_| panic!("{name}={value} is no number")),
+            .unwrap_or_else(|_| panic!("{name}={value} is not a number")),
     )
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn random_operations_of_hosts_and_guests_lose_nothing() {
+async fn random_operations_on_both_sides_lose_nothing() {
     let limit = from_environment("SOAK_OPERATIONS");
     let seed = from_environment("SOAK_SEED").unwrap_or_else(|| fastrand::u64(..));
     let operations = Arc::new(Operations {
@@ -309,15 +330,15 @@ async fn random_operations_of_hosts_and_guests_lose_nothing() {
         let operations = Arc::clone(&operations);
         move || operations.done.load(Ordering::Relaxed)
     });
-    let lanes: Vec<_> = (0..4)
-        .map(|number| lane(number, seed, Arc::clone(&source), Arc::clone(&operations)))
+    let vms: Vec<_> = (0..4)
+        .map(|number| run_vm(number, seed, Arc::clone(&source), Arc::clone(&operations)))
         .map(tokio::spawn)
         .collect();
     let (mut bytes, mut pauses) = (0, 0);
-    for lane in lanes {
-        let lane = lane.await.unwrap();
-        bytes += lane.0;
-        pauses += lane.1;
+    for vm in vms {
+        let (vm_bytes, vm_pauses) = vm.await.unwrap();
+        bytes += vm_bytes;
+        pauses += vm_pauses;
     }
     let done = operations.done.load(Ordering::Relaxed);
     println!("{done} operations, {bytes} bytes, {pauses} pauses");

@@ -1,4 +1,4 @@
-//! Any operations on both ends of a stream, in any order, held against two plain queues.
+//! Runs any operations on both ends of a stream, in any order, and compares the results with two plain queues.
 
 #![no_main]
 
@@ -15,11 +15,11 @@ use script::{SMALL_RING, Setup, Step, USUAL_CHUNK, USUAL_RING};
 fn length(u: &mut Unstructured<'_>) -> Result<usize> {
     let edge = [0, 1, 2048, 4096, SMALL - 4096, SMALL, 3 * SMALL];
     Ok(match u.arbitrary::<u8>()? {
-        // About an edge: a chunk is 4 KiB, and half of one is copied.
+        // Near an edge: a chunk is 4 KiB, and up to half a chunk is copied.
         kind @ 0..128 => edge[kind as usize / 16 % edge.len()] + kind as usize % 16,
         128..192 => u.int_in_range(0..=255)?,
         192..224 => u.int_in_range(0..=20_000)?,
-        // The same about the edges of the other ring.
+        // Near an edge of the other ring.
         kind @ 224.. => {
             let edge = [
                 USUAL_CHUNK / 2,

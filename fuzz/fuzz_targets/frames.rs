@@ -1,5 +1,5 @@
-//! A guest that sends anything, in descriptors of any size, to a host that reads frames: what comes out
-//! is what the codec makes of the same bytes in one piece.
+//! The guest sends any bytes in descriptors of any size, and the host reads frames. It must get the same frames as the
+//! codec decodes from those bytes in one piece.
 
 #![no_main]
 
@@ -18,14 +18,14 @@ use tokio_krun::Options;
 use tokio_test::task::spawn;
 use tokio_util::codec::{Decoder, FramedRead, LengthDelimitedCodec, LinesCodec};
 
-/// More are not looked at: a long run of empty ones takes long and shows nothing new.
-const MOST_FRAMES: usize = 1000;
+/// Both sides stop after so many frames, because a long run of empty frames takes long and shows nothing new.
+const MAX_FRAMES: usize = 1000;
 
 fn enough(frames: &[Vec<u8>]) -> Option<String> {
-    (frames.len() == MOST_FRAMES).then(|| "enough".to_owned())
+    (frames.len() == MAX_FRAMES).then(|| "enough".to_owned())
 }
 
-/// What has come out: frames, then at most one error, after which a reader ends.
+/// The frames, and then at most one error, which ends a reader.
 type Frames = (Vec<Vec<u8>>, Option<String>);
 
 trait Frame {
@@ -44,8 +44,8 @@ impl Frame for String {
     }
 }
 
-/// The codec alone.
-fn decoded<C: Decoder<Item: Frame, Error: ToString>>(mut codec: C, sent: &[u8]) -> Frames {
+/// Decodes without a stream.
+fn decode_alone<C: Decoder<Item: Frame, Error: ToString>>(mut codec: C, sent: &[u8]) -> Frames {
     let mut bytes = BytesMut::from(sent);
     let mut frames = Vec::new();
     loop {
@@ -62,17 +62,17 @@ fn decoded<C: Decoder<Item: Frame, Error: ToString>>(mut codec: C, sent: &[u8]) 
     }
 }
 
-/// How a stream is used.
-struct Use<'a> {
+/// How guest and host use the stream.
+struct Usage<'a> {
     capacity: usize,
-    /// The sizes of the descriptors, over and over.
+    /// The sizes of the descriptors, which repeat.
     sizes: &'a [u8],
-    /// The host looks after so many of them, and when the guest would wait.
-    looks_after: usize,
+    /// The host reads after so many descriptors, and whenever the guest would wait.
+    reads_after: usize,
 }
 
-impl Use<'_> {
-    /// Up to 64 KiB: the small sizes one by one, then in steps of half a kilobyte.
+impl Usage<'_> {
+    /// Sizes of up to 64 KiB: each size below 128, then steps of half a kilobyte.
     fn sizes(&self) -> impl Iterator<Item = usize> {
         let sizes = self.sizes.iter().map(|&size| match size {
             0..128 => size as usize,
@@ -83,18 +83,18 @@ impl Use<'_> {
     }
 }
 
-/// The codec on a stream.
-fn read<C: Decoder<Item: Frame, Error: ToString>>(
+/// Decodes from a stream.
+fn decode_from_stream<C: Decoder<Item: Frame, Error: ToString>>(
     codec: C,
     sent: &[u8],
-    usage: &Use<'_>,
+    usage: &Usage<'_>,
 ) -> Frames {
     let options = Options::new().capacity(usage.capacity);
     let (stream, port) = options.create().unwrap();
     let (handle, guest) = (port.handle(), backend(port));
     let mut reader = FramedRead::new(stream, codec);
     let mut frames = Vec::new();
-    let mut look = |at_end: bool| {
+    let mut read_frames = |at_end: bool| {
         loop {
             match spawn(reader.next()).poll() {
                 Poll::Ready(Some(Ok(frame))) => {
@@ -105,11 +105,11 @@ fn read<C: Decoder<Item: Frame, Error: ToString>>(
                 }
                 Poll::Ready(Some(Err(error))) => return Some(error.to_string()),
                 Poll::Ready(None) => {
-                    assert!(at_end, "an end before the guest's");
+                    assert!(at_end, "the reader ended before the guest");
                     return None;
                 }
                 Poll::Pending => {
-                    assert!(!at_end, "no end after the guest's");
+                    assert!(!at_end, "the reader did not end after the guest");
                     return None;
                 }
             }
@@ -117,7 +117,7 @@ fn read<C: Decoder<Item: Frame, Error: ToString>>(
     };
     let mut rest = sent;
     let mut error = None;
-    // A long text in small descriptors takes long and shows nothing new.
+    // After so many sizes, use large descriptors: many bytes in small ones take long and show nothing new.
     let mut sizes = usage.sizes().take(1000).chain(repeat(64 * 1024));
     let mut written_since = 0;
     while !rest.is_empty() && error.is_none() {
@@ -126,7 +126,7 @@ fn read<C: Decoder<Item: Frame, Error: ToString>>(
         let room = usage.capacity - queued;
         match guest.write(&rest[..size]) {
             Ok(written) => {
-                // Whole, or a ringful.
+                // The whole descriptor, or a ringful.
                 assert_eq!(written, size.min(usage.capacity));
                 assert!(written <= room);
                 rest = &rest[written..];
@@ -135,24 +135,24 @@ fn read<C: Decoder<Item: Frame, Error: ToString>>(
             Err(refused) => {
                 assert_eq!(refused.kind(), ErrorKind::WouldBlock);
                 assert!(room < size.min(usage.capacity), "{room} bytes of room");
-                written_since = usage.looks_after;
+                written_since = usage.reads_after;
             }
         }
-        if written_since >= usage.looks_after {
-            error = look(false);
+        if written_since >= usage.reads_after {
+            error = read_frames(false);
             written_since = 0;
-            // Until there is no more, so the next one is taken.
+            // The host has read everything, so the ring takes the next descriptor.
             assert!(error.is_some() || handle.stats().tx.queued == 0);
         }
     }
     drop(guest);
-    error = error.or_else(|| look(true));
+    error = error.or_else(|| read_frames(true));
     (frames, error)
 }
 
-/// What the guest sends: the bytes as they are, but `0xff, n` is the byte before 64 more times `n`. So a few
-/// make a frame that crosses chunks, and fills a ring.
-fn sent(encoded: &[u8], most: usize) -> Vec<u8> {
+/// Expands the fuzzer's input into the bytes that the guest sends. `0xff, n` repeats the byte before it 64 * `n` times
+/// more. Other bytes stay as they are. So a few input bytes make a frame that crosses chunks and fills a ring.
+fn expand(encoded: &[u8], longest: usize) -> Vec<u8> {
     let mut sent = Vec::new();
     let mut bytes = encoded.iter();
     while let Some(&byte) = bytes.next() {
@@ -163,8 +163,8 @@ fn sent(encoded: &[u8], most: usize) -> Vec<u8> {
             }
             _ => sent.push(byte),
         }
-        if sent.len() >= most {
-            sent.truncate(most);
+        if sent.len() >= longest {
+            sent.truncate(longest);
             break;
         }
     }
@@ -174,17 +174,17 @@ fn sent(encoded: &[u8], most: usize) -> Vec<u8> {
 fuzz_target!(|data: &[u8]| {
     let [mode, data @ ..] = data else { return };
     let (sizes, encoded) = data.split_at(data.len() / 8);
-    let (usage, most) = match mode >> 3 & 1 {
+    let (capacity, longest_sent) = match mode >> 3 & 1 {
         0 => (SMALL, 3 * SMALL),
         _ => (512 * 1024, 768 * 1024),
     };
-    let usage = Use {
-        capacity: usage,
+    let usage = Usage {
+        capacity,
         sizes,
-        looks_after: [1, 2, 5, usize::MAX][(mode >> 4 & 3) as usize],
+        reads_after: [1, 2, 5, usize::MAX][(mode >> 4 & 3) as usize],
     };
-    let longest = [100, 1000, 5000, 70_000][(mode >> 6) as usize];
-    let sent = sent(encoded, most);
+    let max_frame = [100, 1000, 5000, 70_000][(mode >> 6) as usize];
+    let sent = expand(encoded, longest_sent);
 
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
@@ -192,14 +192,20 @@ fuzz_target!(|data: &[u8]| {
         .unwrap();
     let _guard = runtime.enter();
     if mode & 1 == 0 {
-        let codec = LinesCodec::new_with_max_length(longest);
-        assert_eq!(read(codec.clone(), &sent, &usage), decoded(codec, &sent));
+        let codec = LinesCodec::new_with_max_length(max_frame);
+        assert_eq!(
+            decode_from_stream(codec.clone(), &sent, &usage),
+            decode_alone(codec, &sent)
+        );
     } else {
         let codec = LengthDelimitedCodec::builder()
             .length_field_length(1 + (mode >> 1 & 3) as usize)
-            // A length of one byte cannot say more.
-            .max_frame_length(longest.min(if mode >> 1 & 3 == 0 { 255 } else { usize::MAX }))
+            // A length field of one byte holds no more than 255.
+            .max_frame_length(max_frame.min(if mode >> 1 & 3 == 0 { 255 } else { usize::MAX }))
             .new_codec();
-        assert_eq!(read(codec.clone(), &sent, &usage), decoded(codec, &sent));
+        assert_eq!(
+            decode_from_stream(codec.clone(), &sent, &usage),
+            decode_alone(codec, &sent)
+        );
     }
 });

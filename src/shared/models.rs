@@ -16,7 +16,7 @@ use crate::sync::Kept;
 
 /// Rings of `capacity` bytes, in chunks of an eighth of that.
 fn ends(capacity: usize) -> Arc<ConsoleSharedState> {
-    Arc::new(ConsoleSharedState::new(capacity, Duration::ZERO).unwrap())
+    Arc::new(ConsoleSharedState::new(capacity, Duration::ZERO, None).unwrap())
 }
 
 /// As every waiting side does: register for the next wake, arm, look, sleep.
@@ -67,7 +67,7 @@ fn guest_end_comes_after_last_byte() {
         let shared = ends(4);
         let guest = spawn(&shared, |shared| {
             assert_eq!(shared.guest_write(&[1]), Some(1));
-            shared.guest_end();
+            drop(shared.guest_end());
         });
         let mut received = Vec::new();
         loop {
@@ -87,7 +87,7 @@ fn guest_end_comes_after_last_byte() {
 fn write_fails_after_end_of_file_was_read() {
     bounded(3).check(|| {
         let shared = ends(4);
-        let guest = spawn(&shared, |shared| shared.guest_end());
+        let guest = spawn(&shared, |shared| drop(shared.guest_end()));
         let tx_data = &shared.tx_data;
         let read = until(tx_data, || shared.host_read(4, |_| {}));
         assert_eq!(read.unwrap(), 0);
@@ -158,7 +158,7 @@ fn drained_fails_when_guest_goes() {
     bounded(3).check(|| {
         let shared = ends(4);
         host_writes(&shared, &[1]);
-        let guest = spawn(&shared, |shared| shared.guest_end());
+        let guest = spawn(&shared, |shared| drop(shared.guest_end()));
         assert!(!drained(&shared, 1));
         guest.join().unwrap();
     });
@@ -170,7 +170,7 @@ fn drained_does_not_count_discarded_bytes() {
     bounded(3).check(|| {
         let shared = ends(4);
         host_writes(&shared, &[1]);
-        let guest = spawn(&shared, |shared| shared.guest_end());
+        let guest = spawn(&shared, |shared| drop(shared.guest_end()));
         let host = spawn(&shared, |shared| {
             let _ = shared.host_write(&[IoSlice::new(&[2])]);
         });
@@ -330,7 +330,7 @@ fn guest_that_goes_wakes_host_writer() {
     bounded(3).check(|| {
         let shared = ends(2);
         host_writes(&shared, &[1, 2]);
-        let guest = spawn(&shared, |shared| shared.guest_end());
+        let guest = spawn(&shared, |shared| drop(shared.guest_end()));
         // A write may still meet the room that the sweep made. It is discarded.
         match host_waits_to_write(&shared) {
             Ok(written) => assert_eq!(written, 1),
@@ -410,7 +410,7 @@ fn guest_that_opened_and_went_counts_as_opened() {
         let shared = ends(4);
         let guest = spawn(&shared, |shared| {
             shared.mark_guest_opened();
-            shared.guest_end();
+            drop(shared.guest_end());
         });
         assert_ne!(shared.host_sees_guest(), Some(false));
         guest.join().unwrap();

@@ -38,7 +38,7 @@ use crossbeam_utils::CachePadded;
 use crate::stats::RingStats;
 use crate::sync::{ArrayQueue, AtomicBool, AtomicU64, Mutex, Ordering, lock};
 use reader::Reader;
-pub(crate) use reader::{ReadChunk, Unread};
+pub(crate) use reader::{Given, ReadChunk};
 use writer::Writer;
 pub(crate) use writer::{Admit, Refused};
 

@@ -27,6 +27,7 @@ struct State {
     guest_connected: bool,
     host_gone: bool,
     powered_off: bool,
+    paused: bool,
     /// Buffers that krun has filled for the guest.
     rx_used: VecDeque<Vec<u8>>,
     /// How many bytes of the first one the guest has read.
@@ -48,10 +49,9 @@ impl State {
         }
     }
 
-    fn wake(waker: &mut Option<Waker>) {
-        if let Some(waker) = waker.take() {
-            waker.wake();
-        }
+    /// The tasks of the agent that wait. Wake them without the lock: a waker is the caller's code.
+    fn take_wakers(&mut self) -> [Option<Waker>; 2] {
+        [self.reader.take(), self.writer.take()]
     }
 
     /// How many descriptors the guest cannot reuse yet.
@@ -64,6 +64,10 @@ impl State {
         self.rx_taken = 0;
         Self::notify(&self.rx_thread);
     }
+}
+
+fn wake(wakers: [Option<Waker>; 2]) {
+    wakers.into_iter().flatten().for_each(Waker::wake);
 }
 
 impl Virtqueues {
@@ -97,20 +101,33 @@ impl Virtqueues {
         state.powered_off = true;
         state.tx_avail.clear();
         state.discard_rx();
-        State::wake(&mut state.reader);
-        State::wake(&mut state.writer);
+        let wakers = state.take_wakers();
+        drop(state);
+        wake(wakers);
+    }
+
+    /// Stops or resumes the guest's vCPUs: while they are stopped, the agent's reads and writes wait.
+    pub(super) fn set_paused(&self, paused: bool) {
+        let mut state = self.state();
+        state.paused = paused;
+        let wakers = state.take_wakers();
+        drop(state);
+        wake(wakers);
     }
 
     pub(super) fn poll_read(&self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<()> {
         if buf.remaining() == 0 {
             return Poll::Ready(());
         }
+        let waker = cx.waker().clone();
         let mut state = self.state();
-        let Some(first) = state.rx_used.front() else {
-            if state.host_gone || state.powered_off {
+        let Some(first) = state.rx_used.front().filter(|_| !state.paused) else {
+            if (state.host_gone && !state.paused) || state.powered_off {
                 return Poll::Ready(());
             }
-            state.reader = Some(cx.waker().clone());
+            let last = state.reader.replace(waker);
+            drop(state);
+            drop(last);
             return Poll::Pending;
         };
         let rest = &first[state.rx_taken..];
@@ -127,15 +144,18 @@ impl Virtqueues {
     }
 
     pub(super) fn poll_write(&self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let waker = cx.waker().clone();
         let mut state = self.state();
-        if state.host_gone || state.powered_off {
+        if (state.host_gone && !state.paused) || state.powered_off {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
         if buf.is_empty() {
             return Poll::Ready(Ok(0));
         }
-        if state.tx_in_use() >= QUEUE_SIZE {
-            state.writer = Some(cx.waker().clone());
+        if state.paused || state.tx_in_use() >= QUEUE_SIZE {
+            let last = state.writer.replace(waker);
+            drop(state);
+            drop(last);
             return Poll::Pending;
         }
         let length = buf.len().min(TX_BUFFER);
@@ -184,8 +204,9 @@ impl Virtqueues {
     /// Interrupts the guest. Only then does its driver look at what was completed.
     pub(super) fn signal_used_queue(&self) {
         let mut state = self.state();
-        State::wake(&mut state.reader);
-        State::wake(&mut state.writer);
+        let wakers = state.take_wakers();
+        drop(state);
+        wake(wakers);
     }
 
     /// Tells the guest that the host has closed the port.

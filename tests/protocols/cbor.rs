@@ -1,4 +1,4 @@
-//! `LengthDelimitedCodec` with messages in CBOR.
+//! CBOR messages in frames of `LengthDelimitedCodec`.
 
 use bytes::{Bytes, BytesMut};
 use futures::{SinkExt, StreamExt};
@@ -36,7 +36,7 @@ fn decode<T: DeserializeOwned>(frame: &BytesMut) -> T {
 }
 
 #[tokio::test]
-async fn requests_and_replies_in_cbor() {
+async fn pipelined_cbor_requests_get_their_replies() {
     watchdog(async {
         let (stream, _guest, agent) = vm();
         let file = pattern(100_000);
@@ -52,7 +52,7 @@ async fn requests_and_replies_in_cbor() {
         });
 
         let (mut sink, mut replies) = Framed::new(stream, LengthDelimitedCodec::new()).split();
-        // Each is on its way before the reply to the one before.
+        // The host sends each request without waiting for the reply to the one before.
         let requests: Vec<_> = (0..200)
             .map(|id| (id as u64, id * 300, [0, 1, 5_000, 40_000][id % 4]))
             .collect();

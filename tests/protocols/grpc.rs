@@ -1,5 +1,5 @@
-//! gRPC with tonic: calls that stream both ways, with the server in the guest and on the host. The same service and
-//! client meet in a VM, in `tests/microvm/protocols.rs`.
+//! gRPC with tonic: calls that stream both ways, with the server in the guest or on the host.
+//! `tests/microvm/protocols.rs` runs the same service and client in a VM.
 
 mod client;
 #[path = "../microvm/agent/src/grpc.rs"]
@@ -12,24 +12,24 @@ use crate::common::watchdog;
 use crate::vm;
 
 #[tokio::test]
-async fn grpc_streams_both_ways_to_a_server_in_the_guest() {
+async fn grpc_streams_both_ways_with_server_in_guest() {
     watchdog(async {
         let (stream, _guest, agent) = vm();
         let server = tokio::spawn(serve(agent));
         call_all(connect(stream).await).await;
-        // The client has gone, and hung up.
+        // The client's stream was dropped, which hung up.
         server.await.unwrap().unwrap();
     })
     .await;
 }
 
 #[tokio::test]
-async fn grpc_streams_both_ways_to_a_server_on_the_host() {
+async fn grpc_streams_both_ways_with_server_on_host() {
     watchdog(async {
         let (stream, guest, agent) = vm();
         let server = tokio::spawn(serve(stream));
         call_all(connect(agent).await).await;
-        // The host does not see that the agent has closed its port, but that the guest has gone.
+        // The host cannot detect that the agent closed its port, but it does detect that the guest powered off.
         guest.power_off().await;
         server.await.unwrap().unwrap();
     })

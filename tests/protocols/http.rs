@@ -1,4 +1,4 @@
-//! HTTP/1 with hyper, with the server in the guest and on the host.
+//! HTTP/1 with hyper, with the server in the guest or on the host.
 
 use std::convert::Infallible;
 
@@ -26,7 +26,7 @@ async fn echo(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infal
     Ok(response)
 }
 
-/// Leaves the server running, whose client has gone.
+/// Sends requests and checks the responses. Then drops the client and returns the server, which still runs.
 async fn request_all<C, S>(client: C, server: S) -> JoinHandle<hyper::Result<()>>
 where
     C: AsyncRead + AsyncWrite + Send + Unpin + 'static,
@@ -65,21 +65,21 @@ where
 }
 
 #[tokio::test]
-async fn http_to_a_server_in_the_guest() {
+async fn http_works_with_server_in_guest() {
     watchdog(async {
         let (stream, _guest, agent) = vm();
-        // With the client the stream has gone, and hung up.
+        // The client's stream was dropped, which hung up.
         request_all(stream, agent).await.await.unwrap().unwrap();
     })
     .await;
 }
 
 #[tokio::test]
-async fn http_to_a_server_on_the_host() {
+async fn http_works_with_server_on_host() {
     watchdog(async {
         let (stream, guest, agent) = vm();
         let server = request_all(agent, stream).await;
-        // The host does not see that the agent has closed its port, but that the guest has gone.
+        // The host cannot detect that the agent closed its port, but it does detect that the guest powered off.
         guest.power_off().await;
         server.await.unwrap().unwrap();
     })

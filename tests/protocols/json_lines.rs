@@ -1,5 +1,5 @@
-//! JSON by lines, as QEMU's guest agent speaks it, with its way to get in step with an agent that was in the
-//! middle of something (`guest-sync-delimited`).
+//! JSON lines, as QEMU's guest agent speaks them. The host synchronises with an agent that restarted in the middle of a
+//! message, in the agent's own way (`guest-sync-delimited`).
 
 use futures::{SinkExt, StreamExt};
 use serde_json::{Value, json};
@@ -10,14 +10,14 @@ use tokio_util::codec::{Framed, LinesCodec};
 
 use crate::common::{SMALL, watchdog};
 
-/// No byte of UTF-8, so of no JSON: what comes before it is of another time.
+/// Never part of UTF-8, and so never part of JSON. Bytes before it are left over from an earlier exchange.
 const SENTINEL: u8 = 0xff;
 const MAX_LINE: usize = 16 * 1024;
-/// What the guest may make the host read before it is in step.
+/// The most stale bytes that the host reads from the guest before each sentinel.
 const MAX_STALE: u64 = 1024 * 1024;
 
 /// The host's side of `guest-sync-delimited`.
-async fn synchronised(mut stream: AgentStream, id: u64) -> Framed<AgentStream, LinesCodec> {
+async fn synchronise(mut stream: AgentStream, id: u64) -> Framed<AgentStream, LinesCodec> {
     let request = json!({"execute": "guest-sync-delimited", "arguments": {"id": id}});
     stream.write_u8(SENTINEL).await.unwrap();
     stream
@@ -25,14 +25,14 @@ async fn synchronised(mut stream: AgentStream, id: u64) -> Framed<AgentStream, L
         .await
         .unwrap();
     loop {
-        // Whatever an agent before this one has left behind.
+        // Skip what an earlier agent has left behind.
         let mut stale = Vec::new();
         let mut most = (&mut stream).take(MAX_STALE);
         most.read_until(SENTINEL, &mut stale).await.unwrap();
         assert_eq!(
             stale.last(),
             Some(&SENTINEL),
-            "no end, or the agent has gone"
+            "too many stale bytes, or the agent ended"
         );
         let mut line = String::new();
         let mut most = (&mut stream).take(MAX_LINE as u64);
@@ -48,7 +48,7 @@ async fn agent(port: GuestPort) {
     let mut read = BufReader::new(read);
     let mut line = Vec::new();
     while read.read_until(b'\n', &mut line).await.unwrap() > 0 {
-        // Before a sentinel there may be half of something.
+        // Part of an old message may come before the sentinel.
         let delimited = line.iter().rposition(|&byte| byte == SENTINEL);
         let request: Value =
             serde_json::from_slice(&line[delimited.map_or(0, |at| at + 1)..]).unwrap();
@@ -72,12 +72,12 @@ async fn agent(port: GuestPort) {
 }
 
 #[tokio::test]
-async fn json_lines_in_step_with_an_agent_that_was_restarted() {
+async fn json_lines_synchronise_with_restarted_agent() {
     watchdog(async {
         let (mut stream, port) = Options::new().capacity(SMALL).create().unwrap();
         let guest = Guest::boot(port);
         let mut first = guest.open().unwrap();
-        // An agent that ends in the middle of a reply, and of a request.
+        // The first agent ends in the middle of a request and in the middle of a reply.
         stream
             .write_all(b"{\"execute\": \"guest-file-")
             .await
@@ -91,7 +91,7 @@ async fn json_lines_in_step_with_an_agent_that_was_restarted() {
         drop(first);
         let agent = tokio::spawn(agent(guest.open().unwrap()));
 
-        let mut lines = synchronised(stream, 4711).await;
+        let mut lines = synchronise(stream, 4711).await;
         for count in [0, 2, 10_000] {
             let request = json!({"execute": "guest-file-read", "arguments": {"count": count}});
             lines.send(request.to_string()).await.unwrap();

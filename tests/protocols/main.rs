@@ -1,5 +1,4 @@
-//! The protocols that people run over an agent's channel, with the libraries that they use, between a host
-//! and the in-process guest.
+//! The usual protocols for agents, with their usual libraries, between a host and the in-process guest.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -17,7 +16,7 @@ use common::SMALL;
 use tokio_krun::test_util::{Guest, GuestPort};
 use tokio_krun::{AgentStream, Options};
 
-/// A host's end, a VM and its agent's end, with rings small enough to be full now and then.
+/// The host's end, the VM, and the agent's end. The rings are small enough to be full now and then.
 fn vm() -> (AgentStream, Guest, GuestPort) {
     let (stream, port) = Options::new().capacity(SMALL).create().unwrap();
     let guest = Guest::boot(port);

@@ -1,4 +1,4 @@
-//! 64 streams over one, with yamux through `tokio_util::compat`.
+//! 64 yamux streams over one `AgentStream`, through `tokio_util::compat`.
 
 use std::future::poll_fn;
 
@@ -12,7 +12,7 @@ use crate::vm;
 
 const STREAMS: usize = 64;
 
-/// Opens streams, and drives the connection that carries them until the other side ends it.
+/// Opens the streams, and drives their connection until the other side ends it.
 async fn client(
     io: impl AsyncRead + AsyncWrite + Unpin,
     opened: tokio::sync::mpsc::Sender<Stream>,
@@ -25,15 +25,15 @@ async fn client(
         opened.send(stream).await.unwrap();
     }
     drop(opened);
-    // It makes the streams' progress, and ends with the other side.
+    // This poll drives all streams, and ends when the other side does.
     match poll_fn(|cx| connection.poll_next_inbound(cx)).await {
         None | Some(Err(yamux::ConnectionError::Closed)) => {}
-        Some(Ok(_)) => panic!("a stream that nobody asked for"),
+        Some(Ok(_)) => panic!("the other side opened a stream"),
         Some(Err(error)) => panic!("{error}"),
     }
 }
 
-/// Sends back what comes, on each stream.
+/// Sends back the bytes of each stream.
 async fn echo(
     io: impl AsyncRead + AsyncWrite + Unpin,
     mut stop: tokio::sync::oneshot::Receiver<()>,
@@ -56,7 +56,7 @@ async fn echo(
 }
 
 #[tokio::test]
-async fn sixty_four_streams_over_one() {
+async fn sixty_four_yamux_streams_share_one_port() {
     watchdog(async {
         let (stream, _guest, agent) = vm();
         let (stop, stopped) = tokio::sync::oneshot::channel();

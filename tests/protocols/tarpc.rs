@@ -1,4 +1,4 @@
-//! tarpc, over `serde_transport` in JSON.
+//! tarpc with JSON, over `serde_transport`.
 
 use std::time::Duration;
 
@@ -36,7 +36,7 @@ fn frames<T: AsyncRead + AsyncWrite>(io: T) -> Framed<T, LengthDelimitedCodec> {
 }
 
 #[tokio::test]
-async fn tarpc_calls_several_at_once() {
+async fn concurrent_tarpc_calls_succeed() {
     watchdog(async {
         let (stream, _guest, agent) = vm();
         let transport = tarpc::serde_transport::new(frames(agent), Json::default());
@@ -52,7 +52,7 @@ async fn tarpc_calls_several_at_once() {
         let calls: Vec<_> = (0..50)
             .map(|times| {
                 let client = client.clone();
-                // tarpc's own is ten seconds from now, which is none of this test's.
+                // tarpc's default deadline is ten seconds, which could fail this test on a slow machine.
                 let mut context = context::current();
                 context.deadline += Duration::from_secs(3600);
                 tokio::spawn(async move {
@@ -66,7 +66,7 @@ async fn tarpc_calls_several_at_once() {
         for call in calls {
             call.await.unwrap();
         }
-        // The client's end of the connection ends the server's.
+        // When the client ends, so does the server.
         drop(client);
         server.await.unwrap();
     })

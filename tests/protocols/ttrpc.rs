@@ -25,7 +25,7 @@ impl MethodHandler for Reverse {
 }
 
 #[tokio::test]
-async fn ttrpc_calls_several_at_once() {
+async fn concurrent_ttrpc_calls_succeed() {
     fn is_sync<T: Sync>() {}
     is_sync::<AgentStream>();
     watchdog(async {

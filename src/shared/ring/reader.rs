@@ -3,12 +3,12 @@
 #![deny(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::mem;
-use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 use super::{Chunk, Lent, Ring};
+use crate::foreign;
 use crate::sync::{Ordering, fence, lock, try_lock};
 
 #[derive(Default)]
@@ -29,19 +29,14 @@ pub(crate) enum ReadChunk {
 
 impl Ring {
     /// Copies up to `limit` bytes to `sink`, in order and piece by piece, and returns how many: `None` if there are
-    /// none yet, `Some(0)` at the end. `limit` is not zero.
-    pub(crate) fn read(&self, limit: usize, mut sink: impl FnMut(&[u8])) -> Option<usize> {
+    /// none yet, `Some(0)` at the end. `limit` is not zero. `sink` must not be the caller's code.
+    ///
+    /// Also returns the caller's bytes that were read to their end. Drop them once the writer was woken.
+    pub(crate) fn read(&self, limit: usize, mut sink: impl FnMut(&[u8])) -> (Option<usize>, Given) {
         let closed = self.was_closed();
-        let mut left = limit;
-        loop {
-            let (count, given) = self.take(&mut lock(&self.reader), left, &mut sink);
-            left = left.saturating_sub(count);
-            match given {
-                Some(bytes) => drop_given(bytes),
-                None => break,
-            }
-        }
-        Some(limit.saturating_sub(left)).filter(|read| *read > 0 || closed)
+        let mut given = Given::default();
+        let read = self.take(&mut lock(&self.reader), limit, &mut sink, &mut given);
+        (Some(read).filter(|read| *read > 0 || closed), given)
     }
 
     /// Takes the rest of the current chunk away: `None` if there is none yet.
@@ -61,8 +56,12 @@ impl Ring {
         }
         self.release(length);
         let copy = Bytes::copy_from_slice(chunk.rest());
-        if let Chunk::Own(bytes, _) = chunk {
-            self.keep_idle(&mut reader, bytes);
+        match chunk {
+            Chunk::Own(bytes, _) => self.keep_idle(&mut reader, bytes),
+            Chunk::Given(bytes) | Chunk::Lent(bytes) => {
+                drop(reader);
+                foreign::run(|| drop(bytes));
+            }
         }
         Some(ReadChunk::Copied(copy))
     }
@@ -95,9 +94,10 @@ impl Ring {
     pub(crate) fn consume(&self, count: usize) {
         let mut reader = lock(&self.reader);
         let length = reader.current.as_ref().map_or(0, |c| c.rest().len());
-        let (_, given) = self.take(&mut reader, count.min(length), &mut |_| {});
+        let mut given = Given::default();
+        self.take(&mut reader, count.min(length), &mut |_| {}, &mut given);
         drop(reader);
-        given.into_iter().for_each(drop_given);
+        drop(given);
     }
 
     /// Whether there is something to read, or `Some(false)` at the end: `None` if neither yet. The chunk that is
@@ -116,14 +116,15 @@ impl Ring {
         self.ends.closed.load(Ordering::Acquire)
     }
 
-    /// Takes up to `limit` bytes out. Stops at the end of bytes that are not the ring's own and returns them too, to
-    /// be dropped once the reader is unlocked; the caller then goes on.
+    /// Takes up to `limit` bytes out. Bytes of the caller's that were read to their end go to `given`, as they must not be
+    /// dropped while the reader is locked.
     fn take(
         &self,
         reader: &mut Reader,
         limit: usize,
         sink: &mut impl FnMut(&[u8]),
-    ) -> (usize, Option<Bytes>) {
+        given: &mut Given,
+    ) -> usize {
         let mut left = limit;
         while left > 0 {
             let Some(chunk) = self.current(reader) else {
@@ -132,7 +133,6 @@ impl Ring {
             let rest = chunk.rest();
             let (part, later) = rest.split_at(rest.len().min(left));
             let (count, is_read_out) = (part.len(), later.is_empty());
-            // If this panics, nothing was read.
             sink(part);
             left = left.saturating_sub(count);
             chunk.advance(count);
@@ -142,12 +142,12 @@ impl Ring {
             if is_read_out {
                 match reader.current.take() {
                     Some(Chunk::Own(bytes, _)) => self.keep_idle(reader, bytes),
-                    Some(Chunk::Given(bytes)) => return (limit.saturating_sub(left), Some(bytes)),
+                    Some(Chunk::Given(bytes)) => given.push(bytes),
                     Some(Chunk::Lent(_)) | None => {}
                 }
             }
         }
-        (limit.saturating_sub(left), None)
+        limit.saturating_sub(left)
     }
 
     /// The current chunk, or the next one if there was none.
@@ -214,7 +214,7 @@ impl Ring {
 
     /// Ends the reader's side: what is unread, and what is still written, is discarded. Drop what it returns once
     /// everyone was notified: that may run the caller's code.
-    pub(crate) fn abandon(&self) -> Unread {
+    pub(crate) fn abandon(&self) -> Given {
         self.ends
             .abandoned_at
             .fetch_min(self.taken.read.load(Ordering::Relaxed), Ordering::Relaxed);
@@ -226,32 +226,43 @@ impl Ring {
     }
 
     /// Discards everything that is unread.
-    pub(super) fn sweep(&self) -> Unread {
-        let mut unread = Unread(Vec::new());
+    pub(super) fn sweep(&self) -> Given {
+        let mut given = Given::default();
         let mut reader = lock(&self.reader);
-        loop {
-            let (swept, given) = self.take(&mut reader, usize::MAX, &mut |_| {});
-            self.ends.swept.fetch_add(swept as u64, Ordering::Relaxed);
-            self.discard(swept);
-            match given {
-                Some(bytes) => unread.0.push(bytes),
-                None => return unread,
-            }
+        let swept = self.take(&mut reader, usize::MAX, &mut |_| {}, &mut given);
+        self.ends.swept.fetch_add(swept as u64, Ordering::Relaxed);
+        self.discard(swept);
+        given
+    }
+}
+
+/// Bytes of the caller's that the ring no longer needs.
+#[derive(Default)]
+#[must_use = "dropping it may run the caller's code: unlock and notify first"]
+pub(crate) struct Given {
+    /// The only one, most of the time: so that a read allocates nothing.
+    first: Option<Bytes>,
+    rest: Vec<Bytes>,
+}
+
+impl Given {
+    fn push(&mut self, bytes: Bytes) {
+        if self.first.is_none() {
+            self.first = Some(bytes);
+        } else {
+            self.rest.push(bytes);
         }
     }
-}
 
-/// Bytes that the caller gave and nobody has read.
-#[must_use = "dropping it may run the caller's code: first notify everyone"]
-pub(crate) struct Unread(Vec<Bytes>);
-
-impl Drop for Unread {
-    fn drop(&mut self) {
-        self.0.drain(..).for_each(drop_given);
+    pub(crate) fn is_empty(&self) -> bool {
+        self.first.is_none()
     }
 }
 
-/// Drops bytes that the caller gave. A panic of the caller's code must not reach krun's threads.
-fn drop_given(bytes: Bytes) {
-    let _ = panic::catch_unwind(AssertUnwindSafe(|| drop(bytes)));
+impl Drop for Given {
+    fn drop(&mut self) {
+        for bytes in self.first.take().into_iter().chain(self.rest.drain(..)) {
+            foreign::run(|| drop(bytes));
+        }
+    }
 }

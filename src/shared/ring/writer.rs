@@ -67,8 +67,8 @@ impl Ring {
     /// [`write`](Self::write).
     ///
     /// A few bytes are copied after all, and so are more once the slots that are kept for full chunks would be
-    /// needed. The bytes that were copied are returned, to be dropped after the reader was notified: dropping them
-    /// may run the caller's code.
+    /// needed. The bytes that were copied are returned, to be dropped once the reader was notified: that may run the
+    /// caller's code.
     pub(crate) fn write_bytes(&self, bytes: &mut Bytes) -> (Result<usize, Refused>, Bytes) {
         let mut copied = Bytes::new();
         let written = self.with_writer(|writer| {
@@ -91,6 +91,18 @@ impl Ring {
     /// [`write`](Self::write).
     pub(crate) fn close(&self) {
         self.with_writer(|writer| self.end(writer));
+    }
+
+    /// Ends the writer's side because bytes found no room: what is in the ring is still read, then an error. Notify the
+    /// reader as after [`write`](Self::write).
+    pub(crate) fn cut_off(&self) {
+        self.with_writer(|writer| {
+            // Relaxed: it is stored under the lock.
+            if !self.ends.closed.load(Ordering::Relaxed) {
+                self.ends.cut_off.store(true, Ordering::Relaxed);
+                self.end(writer);
+            }
+        });
     }
 
     fn end(&self, writer: &mut Writer) {

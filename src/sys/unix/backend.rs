@@ -20,11 +20,11 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::WakePipe;
 use crate::error::Error;
-use crate::shared::{ConsoleSharedState, Wake};
+use crate::shared::{ConsoleSharedState, Given, Wake};
 
 /// How long the answer to an empty write takes; see rule 8.
 const EMPTY_WRITE: Duration = Duration::from_millis(100);
@@ -60,9 +60,10 @@ pub(crate) struct PortOptions {}
 /// 8. `write(&[])` queues nothing. No driver sends an empty descriptor. If a guest does, krun offers the same one again
 ///    and again, and between tries looks whether the port is to stop. So `write` returns `Ok(0)`, but only after 100 ms.
 ///    This is the only timed wait of krun's threads here, and no guest that keeps to virtio causes it.
-/// 9. `wait_until_writable` sleeps until half the ring is free, or less once everything was read.
+/// 9. `wait_until_writable` sleeps until half the ring is free, or less once everything was read; for at most
+///    [`Options::stall_timeout`](crate::Options::stall_timeout), if there is one.
 /// 10. [`PortHandle::quiesce`](crate::PortHandle::quiesce) releases a `write` that waits: krun joins the thread that waits
-///     in it, and does not tell the backend.
+///     in it, and does not tell the backend. So does the stall timeout.
 /// 11. No method panics.
 /// 12. What the host writes before the guest has opened its port is kept.
 /// 13. You cannot detect that the guest closed its port: krun only logs it.
@@ -241,7 +242,7 @@ impl AgentConsoleBackend {
     /// The descriptor that is readable when [`read`](Self::read) is worth a call.
     ///
     /// krun asks for it before each wait. So the call also means that a chain of descriptors has ended (rule 2), and with
-    /// [`busy_poll`](crate::Options::busy_poll) it spins first.
+    /// [`busy_poll`](crate::Options::busy_poll) it spins first if there were bytes since the last wait.
     ///
     /// # Examples
     ///
@@ -267,10 +268,13 @@ impl AgentConsoleBackend {
     /// # Ok(()) }
     /// ```
     pub fn read_wake_fd(&self) -> RawFd {
+        let host_was_active = self.gave_data.load(Ordering::Relaxed);
         self.gave_data.store(false, Ordering::Relaxed);
         self.took_signals.store(false, Ordering::Relaxed);
-        let mut busy_poll = self.shared.busy_poll();
-        while !self.shared.guest_may_read() && busy_poll.again() {}
+        if host_was_active {
+            let mut busy_poll = self.shared.busy_poll();
+            while !self.shared.guest_may_read() && busy_poll.again() {}
+        }
         self.shared.rx_data.wake().as_raw_fd()
     }
 
@@ -308,8 +312,15 @@ impl AgentConsoleBackend {
 
     fn sleep_until_writable(&self) {
         let may_write = || self.shared.guest_may_write().then_some(());
+        // Later than any clock can say is never.
+        let stall_timeout = self.shared.stall_timeout();
+        let deadline = stall_timeout.and_then(|limit| Instant::now().checked_add(limit));
         while self.shared.tx_room.look_or_arm(may_write).is_none() {
-            self.shared.tx_room.wake().wait();
+            let woken = self.shared.tx_room.wake().wait(deadline);
+            // There may be room that was not worth a wake.
+            if !woken && may_write().is_none() {
+                return self.shared.guest_stalled();
+            }
         }
     }
 }
@@ -335,7 +346,7 @@ impl msb_krun::ConsolePortBackend for AgentConsoleBackend {
 
 impl Drop for AgentConsoleBackend {
     fn drop(&mut self) {
-        self.shared.guest_end();
+        drop(self.shared.guest_end());
     }
 }
 
@@ -344,11 +355,9 @@ impl Drop for AgentConsoleBackend {
 pub(crate) struct GuestEnd(Weak<ConsoleSharedState>);
 
 impl GuestEnd {
-    /// The host reads what is left and then the end.
-    pub(crate) fn end(&self) {
-        if let Some(shared) = self.0.upgrade() {
-            shared.guest_end();
-        }
+    /// The host reads what is left and then the end. Returns the host's bytes that the guest has not taken.
+    pub(crate) fn end(&self) -> Option<Given> {
+        self.0.upgrade().map(|shared| shared.guest_end())
     }
 
     pub(crate) fn wait_until_host_stops_reading(&self, limit: Duration) {

@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::{Arc, PoisonError};
 use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use tokio::io::Interest;
@@ -189,19 +190,27 @@ impl ThreadWake {
         })
     }
 
-    /// Blocks until there was a signal since the last wait, and takes it.
-    pub(super) fn wait(&self) {
+    /// Blocks until there was a signal since the last wait, and takes it. Returns `false` if there was none by `deadline`.
+    pub(super) fn wait(&self, deadline: Option<Instant>) -> bool {
         let mut signalled = self
             .signalled
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         while !*signalled {
-            signalled = self
-                .changed
-                .wait(signalled)
-                .unwrap_or_else(PoisonError::into_inner);
+            signalled = match deadline.map(|deadline| deadline - Instant::now()) {
+                None => self
+                    .changed
+                    .wait(signalled)
+                    .unwrap_or_else(PoisonError::into_inner),
+                Some(Duration::ZERO) => return false,
+                Some(left) => {
+                    let waited = self.changed.wait_timeout(signalled, left);
+                    waited.unwrap_or_else(PoisonError::into_inner).0
+                }
+            };
         }
         *signalled = false;
+        true
     }
 }
 

@@ -10,7 +10,7 @@ use tokio::task::AbortHandle;
 
 use super::pipe;
 use crate::error::Error;
-use crate::shared::ConsoleSharedState;
+use crate::shared::{ConsoleSharedState, Given};
 #[cfg(feature = "test-util")]
 use crate::test_util::Taken;
 use carrier::Carrier;
@@ -64,17 +64,17 @@ pub(crate) struct PortOptions {
 /// - A pipe ends in both directions at once. At a hang-up the bridge first writes what the host had written, then reads
 ///   what the guest had written until then, and then closes the pipe. If the stream is full and nobody reads it, the bridge
 ///   closes the pipe only once there is room or the stream is dropped. After that the stream reads the end of the file.
-/// - krun's thread retries a failed write again and again, without a pause. So a guest that is still writing at the
-///   hang-up costs a CPU until its VM ends. Where an agent may be writing, let it finish first, or use
-///   [`hang_up_on_drop(false)`](crate::Options::hang_up_on_drop). Then the pipe stays open, and the bridge reads, discards
-///   and counts what comes.
+/// - krun's thread retries a failed write again and again, without a pause. So a guest that is still writing at a hang-up
+///   costs a CPU until its VM ends. Therefore dropping the stream does not hang up on Windows, unless you ask for it with
+///   [`hang_up_on_drop(true)`](crate::Options::hang_up_on_drop): the pipe stays open, and the bridge reads, discards and
+///   counts what comes. Before you hang up, let the agent finish writing.
 /// - What the host writes right before a hang-up may get lost in krun. krun's thread finds its queue empty, then the last
 ///   bytes and the pipe's end arrive, then the thread looks whether the pipe has ended, and it never comes back for the
 ///   bytes. Where the last words to a guest matter, let the guest answer them first.
 /// - A guest that sends an empty descriptor, which no driver does, ends its port: the reader of a pipe takes it for the end
 ///   of the file.
-/// - krun holds only the pipe's name. If you attach the port and the VM then never starts, the stream does not notice, and
-///   the bridge waits for krun as long as its runtime lives.
+/// - krun holds only the pipe's name. If you attach the port and the VM then never starts, the stream does not notice. The
+///   bridge waits for krun until you drop the stream.
 ///
 /// [`AgentPort::attach`]: struct.AgentPort.html#method.attach
 ///
@@ -214,7 +214,7 @@ impl AgentConsolePipeBridge {
 impl Drop for AgentConsolePipeBridge {
     fn drop(&mut self) {
         if let Some(task) = &self.task {
-            self.shared.guest_end();
+            drop(self.shared.guest_end());
             task.abort();
         }
     }
@@ -228,12 +228,12 @@ pub(crate) struct GuestEnd {
 }
 
 impl GuestEnd {
-    /// The host reads what is left, in the pipe too, and then the end.
-    pub(crate) fn end(&self) {
-        if let Some(shared) = self.shared.upgrade() {
-            shared.guest_stop_reading();
-        }
+    /// The host reads what is left, in the pipe too, and then the end. Returns the host's bytes that the guest has not taken.
+    pub(crate) fn end(&self) -> Option<Given> {
+        let shared = self.shared.upgrade();
+        let unread = shared.map(|shared| shared.guest_stop_reading());
         self.ending.send_replace(true);
+        unread
     }
 
     pub(crate) fn wait_until_host_stops_reading(&self, limit: Duration) {

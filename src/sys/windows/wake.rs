@@ -6,6 +6,7 @@ use std::task::{Context, Poll, Waker};
 
 use tokio::sync::Notify;
 
+use crate::foreign;
 use crate::shared::{Signal, Wake};
 
 #[derive(Debug)]
@@ -33,14 +34,15 @@ impl TaskWake {
 
     /// Ready once there was a signal since the last time this was ready. Wakes the last task that polled.
     fn poll(&self, cx: &mut Context<'_>) -> Poll<()> {
+        // Cloning and dropping a waker is the caller's code, so it happens without the lock.
+        let task = cx.waker().clone();
         let mut polling = self.polling();
         if std::mem::take(&mut polling.signalled) {
+            drop(polling);
             return Poll::Ready(());
         }
-        match &mut polling.task {
-            Some(task) => task.clone_from(cx.waker()),
-            none => *none = Some(cx.waker().clone()),
-        }
+        let _last = polling.task.replace(task);
+        drop(polling);
         Poll::Pending
     }
 
@@ -61,10 +63,12 @@ impl Wake for TaskWake {
             polling.signalled = true;
             polling.task.take()
         };
-        if let Some(task) = task {
-            task.wake();
-        }
-        self.waiting.notify_waiters();
+        foreign::run(|| {
+            if let Some(task) = task {
+                task.wake();
+            }
+        });
+        foreign::run(|| self.waiting.notify_waiters());
     }
 }
 

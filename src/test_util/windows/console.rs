@@ -71,6 +71,6 @@ impl Console {
 impl Drop for Console {
     fn drop(&mut self) {
         drop(self.pipe.take());
-        self.end.end();
+        drop(self.end.end());
     }
 }

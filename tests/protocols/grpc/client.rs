@@ -1,4 +1,4 @@
-//! A client of the service, and several calls at once.
+//! A client of the service that makes several calls at once.
 
 use std::io;
 
@@ -18,18 +18,18 @@ where
     T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let mut io = Some(io);
-    // The name is for the headers alone.
+    // The name only appears in headers.
     Endpoint::from_static("http://agent")
         .connect_with_connector(service_fn(move |_| {
             let io = io.take().map(TokioIo::new);
-            // A port cannot be connected to again.
+            // A port cannot be connected twice.
             std::future::ready(io.ok_or(io::Error::from(io::ErrorKind::NotConnected)))
         }))
         .await
         .unwrap()
 }
 
-/// Bytes that tell one piece from another.
+/// Bytes that differ from piece to piece.
 fn data(call: u64, number: u64) -> Vec<u8> {
     (0..100 * number)
         .map(|at| (call * 7 + number * 31 + at * 3) as u8)

@@ -47,10 +47,11 @@ impl Carrier {
     }
 
     pub(super) async fn run(self, mut ending: watch::Receiver<bool>) {
-        match first(self.connect(), ended(&mut ending)).await {
+        let nobody_is_left = first(ended(&mut ending), self.host_ended());
+        match first(self.connect(), nobody_is_left).await {
             First::Left(Ok(())) => {}
-            // The pipe cannot be connected, or nobody will come any more.
-            First::Left(Err(_)) | First::Right(()) => return,
+            // The pipe cannot be connected, or one of its ends has gone.
+            First::Left(Err(_)) | First::Right(_) => return,
         }
         self.shared.mark_guest_opened();
         let mut inbound = Inbound {
@@ -76,6 +77,12 @@ impl Carrier {
         }
     }
 
+    /// Waits until the stream is gone.
+    async fn host_ended(&self) {
+        let shared = &self.shared;
+        until(&shared.tx_room, || shared.has_host_ended().then_some(())).await;
+    }
+
     /// Carries the host's bytes to the pipe. Returns once the host has hung up and the pipe has taken them all.
     async fn write_to_guest(&self) {
         let shared = &self.shared;
@@ -85,7 +92,7 @@ impl Carrier {
             let bytes = piece.split_at(length).0;
             if self.write(bytes).await.is_err() {
                 // krun's end has gone: what it had written is still to be read.
-                shared.guest_stop_reading();
+                drop(shared.guest_stop_reading());
                 return pending().await;
             }
             // The end. Writing nothing has waited until the pipe has taken what was written before.
@@ -127,7 +134,7 @@ impl Carrier {
 
 impl Drop for Carrier {
     fn drop(&mut self) {
-        self.shared.guest_end();
+        drop(self.shared.guest_end());
         #[cfg(feature = "test-util")]
         self.taken.end();
     }
@@ -215,10 +222,23 @@ impl Inbound<'_> {
                     #[cfg(feature = "test-util")]
                     self.carrier.taken.add(written);
                 }
-                None => {
-                    until(&shared.tx_room, || shared.guest_may_write().then_some(())).await;
-                }
+                None => self.wait_for_room().await,
             }
+        }
+    }
+}
+
+impl Inbound<'_> {
+    async fn wait_for_room(&self) {
+        let shared = &self.carrier.shared;
+        let may_write = || shared.guest_may_write().then_some(());
+        let room = until(&shared.tx_room, may_write);
+        let Some(limit) = shared.stall_timeout() else {
+            return room.await;
+        };
+        // There may be room that was not worth a wake.
+        if tokio::time::timeout(limit, room).await.is_err() && may_write().is_none() {
+            shared.guest_stalled();
         }
     }
 }
