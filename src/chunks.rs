@@ -63,15 +63,18 @@ pin_project_lite::pin_project! {
     /// the item is in the ring; see [Flushing](crate::AgentStream#flushing).
     ///
     /// krun's thread may drop an item. If you made it from a type of your own ([`Bytes::from_owner`]), that type's `drop`
-    /// must not block.
+    /// may use the stream, but it must not block: the guest's bytes wait meanwhile.
     ///
     /// # Cancel safety
     ///
     /// `StreamExt::next` is cancel safe: no chunk is lost.
     ///
-    /// `SinkExt::send` is not. A cancelled `send` has sent its item, or leaves it in this adapter to go out with the next
-    /// item or flush. If an earlier item was still waiting, it drops its own. Flushing is cancel safe, so an item that you
-    /// send after a completed flush is never dropped. Dropping the adapter drops an item that is not in the ring yet.
+    /// `SinkExt::send` is not. A cancelled `send` may leave its item, or the rest of it, in this adapter. It then goes out
+    /// with the next item or flush, as with tokio-util's `Framed`. So do not send it again. If an earlier item was still
+    /// waiting, a cancelled `send` drops its own. Flushing is cancel safe, so an item that you send after a completed flush
+    /// is never dropped. Dropping the adapter drops an item that is not in the ring yet.
+    ///
+    /// [`write_bytes`](AgentStream::write_bytes) leaves nothing behind: what it has not written stays in your `Bytes`.
     #[derive(Debug)]
     #[must_use = "it does nothing unless polled"]
     pub struct Chunks<S> {

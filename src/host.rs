@@ -326,9 +326,8 @@ impl Host {
     fn ready_now(&self, interest: Interest) -> Ready {
         let mut ready = Ready::EMPTY;
         if interest.is_readable() {
-            match self.shared.host_is_readable() {
-                Some(_) => ready |= Ready::READABLE,
-                None => {}
+            if self.shared.host_is_readable().is_some() {
+                ready |= Ready::READABLE;
             }
             if self.shared.has_guest_ended() {
                 ready |= Ready::READABLE | Ready::READ_CLOSED;

@@ -47,8 +47,8 @@
 //!
 //! Both rings are bounded in bytes, and neither side waits while the other copies. A side that finds nothing to do arms a wake
 //! and sleeps, and the other side pays for a wake only then. Nothing polls, unless you ask for it with [`Options::busy_poll`].
-//! Two waits have a time limit: the [exit hook](AgentPort::exit_hook) has the one that you give it, and krun's answer to an
-//! empty descriptor, which breaks virtio's rules, takes 100 ms.
+//! Three waits have a time limit: the [exit hook](AgentPort::exit_hook) and, if you set it, [`Options::stall_timeout`] have
+//! yours, and krun's answer to an empty descriptor, which breaks virtio's rules, takes 100 ms.
 //!
 //! On Windows krun opens a named pipe, and a task carries the bytes between it and the same rings.
 //!
@@ -125,6 +125,13 @@
 //! protocol in which both sides write before they read can stall, as over any socket. Read and write in different tasks, with
 //! [`into_split`](AgentStream::into_split) or `StreamExt::split`. [`stats`](AgentStream::stats) shows which direction is full.
 //!
+//! As with a socket, a little room does not wake a waiting writer. It is woken once half of the capacity is free, or once
+//! everything was read. For example, a stream with a capacity of 32 KiB holds 30,000 bytes, so the guest's write of 3,000 more
+//! waits. You read 1,000 bytes: now the write would fit, but it goes on waiting, until 16 KiB are free or the stream is empty.
+//! While you read on, you do not notice. But a protocol can stall that reads one frame and then waits elsewhere for what the
+//! guest does after its next write. So read until you have what you need, or choose a capacity that holds all that the guest
+//! may send meanwhile: at least two frames.
+//!
 //! Unlike with a socket, dropping the writing half of `into_split` does not reach the guest. Its agent may then wait forever for
 //! the next request, and your reading half for the answer. Let the task that writes last
 //! [hang up](OwnedWriteHalf::hang_up), or stop both tasks.
@@ -185,8 +192,15 @@
 //! - **The last bytes before a power-off are missing.** What krun had not handed over is lost with the VM. Let the agent wait for
 //!   an answer to its last words, and give the VM the port's [exit hook](AgentPort::exit_hook).
 //! - **The process ends before the end of the file is read.** krun ends it with the VM. Use the exit hook.
-//! - **The VM does not pause, or does not stop.** krun waits for its TX thread, which waits for room. Read, drop the stream, or
-//!   [`quiesce`](PortHandle::quiesce) the port.
+//! - **The guest has powered off, but the process does not end.** The stream is full, and you keep it without reading. krun joins
+//!   its TX thread, which waits for room, before it runs any exit hook. So the hook's limit does not help: it begins only when the
+//!   hook runs. Read on, drop the stream, or set [`Options::stall_timeout`], which bounds the wait.
+//! - **The VM does not pause its devices, or does not stop.** krun waits for its TX thread here too. Read, drop the stream, or
+//!   [`quiesce`](PortHandle::quiesce) the port. Before a checkpoint, pause the vCPUs first.
+//! - **Reads fail with `UnexpectedEof`.** The guest's bytes found no room and were discarded from there on: either the
+//!   [`stall_timeout`](Options::stall_timeout) passed, or the port was [quiesced](PortHandle::quiesce) while the vCPUs ran.
+//! - **A frame is wrong after the agent was restarted.** Your codec took the rest of the first life's frame from the second life.
+//!   See [`guest_opened`](AgentStream::guest_opened).
 //!
 //! # Features
 //!
@@ -195,7 +209,7 @@
 //! - `test-util`: the module `test_util`, an in-process guest to test a host program without a VM.
 //! - `tonic014`: the module `tonic014`, either end as the connection of a tonic 0.14 server. A client needs no feature.
 //! - `tracing`: events of a stream's life (created, opened, hung up, gone) at level `debug`, never any payload. Some come from
-//!   krun's threads: your subscriber must not hold them up, and its panic there ends the port.
+//!   krun's threads, so your subscriber must not hold them up. If it panics, only the event is lost.
 //!
 //! # Platforms
 //!

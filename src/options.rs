@@ -19,7 +19,7 @@ const MAX_BUSY_POLL: Duration = Duration::from_millis(1);
 /// | option | default |
 /// | --- | --- |
 /// | [`capacity`](Self::capacity) | 4 MiB in each direction |
-/// | [`hang_up_on_drop`](Self::hang_up_on_drop) | `true`; on Windows `false` |
+/// | [`hang_up_on_drop`](Self::hang_up_on_drop) | `true` |
 /// | [`stall_timeout`](Self::stall_timeout) | none: the guest's writes wait for room as long as it takes |
 /// | [`busy_poll`](Self::busy_poll) | zero |
 /// | `pipe_name` (only on Windows) | a random name |
@@ -69,8 +69,7 @@ impl Options {
     pub fn new() -> Self {
         Self {
             capacity: Self::DEFAULT_CAPACITY,
-            // On Windows a guest that writes after a hang-up costs a CPU: see `AgentConsolePipeBridge`.
-            hang_up_on_drop: cfg!(not(windows)),
+            hang_up_on_drop: true,
             stall_timeout: None,
             busy_poll: Duration::ZERO,
             port: PortOptions::default(),
@@ -133,8 +132,7 @@ impl Options {
     }
 
     /// Sets whether dropping the stream hangs up: the guest then reads what was written, followed by
-    /// end of file. The default is `true`, but `false` on Windows, where krun's thread would spin if the
-    /// guest wrote after that (see `AgentConsolePipeBridge`).
+    /// end of file. The default is `true`.
     ///
     /// With `false`, the guest does not notice that you dropped the stream. It can go on writing, and
     /// its bytes are discarded. Choose this for an agent that writes to its port in blocking mode.

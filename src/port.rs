@@ -241,6 +241,17 @@ impl AgentPort {
     /// With krun's default queue, these are up to 32 descriptors of 32 KiB. If the guest's last words
     /// matter, let it wait for an answer to them before it powers off.
     ///
+    /// # What the hook does not bound
+    ///
+    /// The hook does not by itself bound the end of the VM, because `limit` begins only when krun runs
+    /// the hook. krun first joins its TX thread: its console is an exit observer too, and it comes
+    /// before yours (`msb_krun_vmm` 0.1.42, `lib.rs`, `notify_exit_observers`; `msb_krun_devices`
+    /// 0.1.42, `console/device.rs`, `on_vmm_exit`, and `console/port.rs`, `quiesce`).
+    ///
+    /// While the ring is full, that thread waits for room. If you keep the stream then and do not read
+    /// it, the hook never runs and the process never ends. So go on reading, or set
+    /// [`Options::stall_timeout`](crate::Options::stall_timeout), which bounds that wait.
+    ///
     /// [`VmBuilder::on_exit`]: https://docs.rs/msb_krun/0.1/msb_krun/api/builder/struct.VmBuilder.html#method.on_exit
     /// [`ExitHandle::trigger`]: https://docs.rs/msb_krun/0.1/msb_krun/api/exit_handle/struct.ExitHandle.html#method.trigger
     /// [`VmControl`]: https://docs.rs/msb_krun/0.1/msb_krun/api/vm/struct.VmControl.html
@@ -271,6 +282,10 @@ impl AgentPort {
     ///
     /// All their streams end at once, and share one `limit`. Separate hooks would run one after another,
     /// so the second stream would not end before you dropped the first.
+    ///
+    /// krun joins the TX threads of all ports before it runs the hook. So one full stream that you do not
+    /// read holds up the end of all of them, unless it has a
+    /// [`stall_timeout`](crate::Options::stall_timeout).
     ///
     /// # Examples
     ///
@@ -355,35 +370,66 @@ impl PortHandle {
     ///
     /// krun stops a port by joining the thread that carries the guest's bytes, without notice to the
     /// port. If you do not read and that thread waits for room, the VM neither ends nor comes to rest
-    /// for a checkpoint. Even [`ExitHandle::trigger`] does not end it. Dropping the stream also lets the
-    /// writes through, for good.
+    /// for a checkpoint. Even [`ExitHandle::trigger`] does not end it. Two more things let the writes
+    /// through, both for good: you drop the stream, or the
+    /// [`stall_timeout`](crate::Options::stall_timeout) passes.
     ///
     /// A quiesced port accepts the guest's bytes up to twice the [capacity](crate::Options::capacity).
     /// From the first byte that finds no room, everything is discarded and
     /// [counted](crate::RingStats::discarded), even after [`resume`](Self::resume). The stream reads up
     /// to that byte and then fails with [`UnexpectedEof`](std::io::ErrorKind::UnexpectedEof).
     ///
-    /// To lose nothing, pause the VM's vCPUs first. The guest then has at most the content of its queue
-    /// left to write. With krun's default queue of 32 descriptors and the default capacity of 4 MiB, all
-    /// of a Linux guest's bytes find room.
+    /// # Losing nothing
+    ///
+    /// Only this order is safe:
+    ///
+    /// | step | with krun | in tests |
+    /// | --- | --- | --- |
+    /// | 1. pause the vCPUs | [`VmControl::pause`] | `Guest::pause` |
+    /// | 2. let the writes through | `quiesce` | `quiesce` |
+    /// | 3. stop the devices | the captures of `VmControl` | `Guest::stop_workers` |
+    /// | 4. start the devices | `VmControl::resume` | `Guest::start_workers` |
+    /// | 5. let the writes wait again | [`resume`](Self::resume) | `resume` |
+    /// | 6. resume the vCPUs | `VmControl::resume` | `Guest::resume` |
+    ///
+    /// `VmControl::resume` takes steps 4 and 6 in one call. So call `resume` right before it, while the
+    /// devices are still stopped and nothing is written.
+    ///
+    /// Once the vCPUs are paused, only the content of the guest's queue is still to come: at most
+    /// [`queue_size`] descriptors, of 32 KiB each for Linux. As a quiesced ring holds twice its
+    /// capacity, even a full one has room for its capacity once more. So all of it fits if the capacity
+    /// is at least `queue_size` times 32 KiB: 1 MiB for krun's default of 32, and 8 MiB for
+    /// `queue_size(256)`.
+    ///
+    /// While the vCPUs run, no capacity is enough: nothing makes the guest's writes wait.
     ///
     /// [`ExitHandle::trigger`]: https://docs.rs/msb_krun/0.1/msb_krun/api/exit_handle/struct.ExitHandle.html#method.trigger
+    /// [`VmControl::pause`]: https://docs.rs/msb_krun/0.1/msb_krun/api/vm/struct.VmControl.html#method.pause
+    /// [`queue_size`]: struct.AgentPort.html#method.attach_with_options
     ///
     /// # Examples
+    ///
+    /// A checkpoint of a VM whose host does not read meanwhile:
     ///
     /// ```
     /// # use tokio::io::AsyncWriteExt;
     /// # use tokio_krun::{Options, test_util::Guest};
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
-    /// let (stream, port) = Options::new().capacity(32 * 1024).create()?;
+    /// let (stream, port) = Options::new().capacity(1024 * 1024).create()?;
     /// let handle = port.handle();
     /// let guest = Guest::boot(port);
+    /// let mut agent = guest.open()?;
     /// // More than fits, and nobody reads: krun's thread waits with the rest.
-    /// guest.open()?.write_all(&[0; 48 * 1024]).await?;
+    /// agent.write_all(&[7; 1500 * 1024]).await?;
     ///
+    /// guest.pause();
     /// handle.quiesce();
     /// guest.stop_workers().await; // would wait forever without `quiesce`
     /// assert_eq!(stream.stats().tx.discarded, 0);
+    ///
+    /// guest.start_workers()?;
+    /// handle.resume();
+    /// guest.resume();
     /// # Ok(()) }
     /// ```
     pub fn quiesce(&self) {
@@ -394,24 +440,30 @@ impl PortHandle {
 
     /// Ends [`quiesce`](Self::quiesce): the guest's writes wait for room again.
     ///
+    /// Call it before the vCPUs run again: see [the order](#losing-nothing). If the ring
+    /// holds more than its capacity by then, the guest's next write waits until you have read enough.
+    ///
     /// # Examples
     ///
     /// ```
     /// # use tokio::io::{AsyncReadExt, AsyncWriteExt};
     /// # use tokio_krun::{Options, test_util::Guest};
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
-    /// # let (mut stream, port) = Options::new().capacity(32 * 1024).create()?;
+    /// # let (mut stream, port) = Options::new().capacity(1024 * 1024).create()?;
     /// # let handle = port.handle();
     /// # let guest = Guest::boot(port);
     /// # let mut agent = guest.open()?;
-    /// # agent.write_all(&[0; 48 * 1024]).await?;
+    /// # agent.write_all(&[7; 1500 * 1024]).await?;
     /// // A checkpoint, while the host does not read.
+    /// guest.pause();
     /// handle.quiesce();
     /// guest.stop_workers().await;
+    /// // The VM is at rest.
     /// guest.start_workers()?;
     /// handle.resume();
+    /// guest.resume();
     /// // Nothing was lost.
-    /// stream.read_exact(&mut vec![0; 48 * 1024]).await?;
+    /// stream.read_exact(&mut vec![0; 1500 * 1024]).await?;
     /// # Ok(()) }
     /// ```
     pub fn resume(&self) {

@@ -241,13 +241,14 @@ impl ConsoleSharedState {
 
     /// The stream is dropped.
     pub(crate) fn host_end(&self, hangs_up: bool) {
-        if hangs_up {
-            self.end_host_writing();
+        let had_hung_up = if hangs_up {
+            self.end_host_writing()
         } else {
             self.host_shut_down();
-        }
+            true
+        };
         self.host_stop_reading();
-        if hangs_up {
+        if !had_hung_up {
             self.trace.lifecycle("the host hangs up");
         }
     }
@@ -313,16 +314,19 @@ impl ConsoleSharedState {
 
     /// Ends the host's writing: after the last byte the guest reads the end of the file.
     pub(crate) fn host_hang_up(&self) {
-        self.end_host_writing();
-        self.trace.lifecycle("the host hangs up");
+        if !self.end_host_writing() {
+            self.trace.lifecycle("the host hangs up");
+        }
     }
 
-    fn end_host_writing(&self) {
+    /// Returns whether the host had hung up before.
+    fn end_host_writing(&self) -> bool {
         self.rx_ring.close();
         // Relaxed: see `guest_read`.
-        self.hung_up.store(true, Ordering::Relaxed);
+        let had_hung_up = self.hung_up.swap(true, Ordering::Relaxed);
         self.rx_data.notify();
         self.rx_room.notify();
+        had_hung_up
     }
 }
 
@@ -467,9 +471,13 @@ impl ConsoleSharedState {
 impl Drop for ConsoleSharedState {
     fn drop(&mut self) {
         // A model that has failed must take no more steps.
-        if !(cfg!(tokio_krun_loom) && std::thread::panicking()) {
-            let _ = self.last_stats.set(self.stats());
+        if cfg!(tokio_krun_loom) && std::thread::panicking() {
+            return;
         }
+        let mut last = self.stats();
+        // Chunks that are still held count no longer.
+        (last.tx.queued, last.rx.queued) = (0, 0);
+        let _ = self.last_stats.set(last);
     }
 }
 

@@ -59,7 +59,7 @@ pub struct Stats {
 #[non_exhaustive]
 pub struct RingStats {
     /// Bytes that count against the [capacity](crate::Options::capacity) now: those in the ring, and
-    /// those in chunks that were read without a copy and are still held.
+    /// those in chunks that were read without a copy and are still held. Zero once both ends are gone.
     pub queued: u64,
     /// The highest value that `queued` has had.
     pub high_water: u64,

@@ -492,6 +492,18 @@ impl AgentStream {
     ///
     /// On Windows the sign is that krun has opened the pipe, which it does when the VM starts.
     ///
+    /// # An agent that restarts
+    ///
+    /// This returns once for all lives of the agent, because krun does not report that the guest closed its port. If the
+    /// agent dies in the middle of a frame, its next life can finish it: your codec then returns one valid frame with bytes
+    /// of both. In the other direction, the next life may start in the middle of a frame of yours.
+    ///
+    /// If your agent may restart, let both sides find the start of a frame again. Send a mark and a new random id, and
+    /// discard everything until the agent's answer with that id. Then go on with a new codec and the bytes that came after
+    /// the id. The example [`resync`] does this with `Framed` and its parts.
+    ///
+    /// [`resync`]: https://docs.rs/crate/tokio-krun/latest/source/examples/resync.rs
+    ///
     /// # Errors
     ///
     /// [`BrokenPipe`](io::ErrorKind::BrokenPipe) if the guest has gone without opening its port; or an error if the

@@ -20,7 +20,7 @@ use futures::{SinkExt, StreamExt};
 use rustix::event::Timespec;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_krun::test_util::Guest;
-use tokio_krun::{AgentConsoleBackend, AgentStream, Chunks, Options};
+use tokio_krun::{AgentConsoleBackend, AgentStream, Chunks, Error, Options};
 use tokio_test::assert_pending;
 
 /// Whether `poll(2)` finds the wake descriptor readable now.
@@ -378,6 +378,175 @@ async fn rule_9_dropping_stream_ends_wait_for_room() {
         drop(stream);
         waiting.recv().unwrap();
         assert_eq!(krun.join().unwrap(), 1024);
+    })
+    .await;
+}
+
+/// A stream whose guest waits for room no longer than `limit`, with a full ring and a write that was refused.
+fn full_pair(limit: Option<Duration>) -> (AgentStream, AgentConsoleBackend) {
+    let mut options = Options::new().capacity(SMALL);
+    if let Some(limit) = limit {
+        options = options.stall_timeout(limit);
+    }
+    let (stream, port) = options.create().unwrap();
+    let backend = port.into_backend();
+    assert_eq!(fill(&backend), SMALL);
+    (stream, backend)
+}
+
+fn assert_cut_off(error: &io::Error) {
+    assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+    let reason = error.get_ref().and_then(|reason| reason.downcast_ref());
+    assert!(matches!(reason, Some(Error::CutOff)), "{error}");
+}
+
+#[tokio::test]
+async fn rule_9_stall_timeout_ends_wait_and_discards_later_writes() {
+    watchdog(async {
+        for limit in [Duration::ZERO, Duration::from_millis(1)] {
+            let (mut stream, backend) = full_pair(Some(limit));
+            let krun = thread::spawn(move || {
+                backend.wait_until_writable();
+                (backend.write(&[8; 1000]).unwrap(), backend)
+            });
+            let (written, backend) = krun.join().unwrap();
+            assert_eq!(written, 1000);
+            assert_eq!(stream.stats().tx.discarded, 1000);
+            // There is nothing left to wait for.
+            backend.wait_until_writable();
+            let large = vec![8; 3 * SMALL];
+            assert_eq!(backend.write(&large).unwrap(), large.len());
+            let discarded = 1000 + large.len() as u64;
+            assert_eq!(stream.stats().tx.discarded, discarded);
+
+            // Room that the host makes now would be behind the gap.
+            let mut received = vec![0; SMALL / 2];
+            stream.read_exact(&mut received).await.unwrap();
+            assert_eq!(backend.write(&[8; 1000]).unwrap(), 1000);
+            assert_eq!(stream.stats().tx.discarded, discarded + 1000);
+            let error = stream.read_to_end(&mut received).await.unwrap_err();
+            assert_cut_off(&error);
+            assert!(received == [7; SMALL]);
+            assert_cut_off(&stream.try_read(&mut [0; 8]).unwrap_err());
+            assert_eq!(stream.stats().tx.bytes, SMALL as u64);
+
+            // The other direction goes on.
+            stream.write_all(b"to the guest").await.unwrap();
+            assert_eq!(backend.read(&mut [0; 64]).unwrap(), 12);
+            drop(backend);
+            assert_cut_off(&stream.read_u8().await.unwrap_err());
+        }
+    })
+    .await;
+}
+
+/// Chunks that the host keeps fill the ring as well, and the host may wait for the next one.
+#[tokio::test]
+async fn rule_9_stall_timeout_wakes_host_that_waits_and_keeps_chunks() {
+    watchdog(async {
+        let (stream, backend) = full_pair(Some(Duration::from_millis(1)));
+        let mut chunks = Chunks::new(stream);
+        let mut kept = Vec::new();
+        for _ in 0..8 {
+            kept.push(chunks.next().await.unwrap().unwrap());
+        }
+        let mut next = tokio_test::task::spawn(chunks.next());
+        assert_pending!(next.poll());
+        // The end of the wait is enough, without another write.
+        let krun = thread::spawn(move || {
+            backend.wait_until_writable();
+            backend
+        });
+        while !next.is_woken() {
+            tokio::task::yield_now().await;
+        }
+        assert_cut_off(&next.await.unwrap().unwrap_err());
+        let backend = krun.join().unwrap();
+        assert!(kept.concat() == [7; SMALL]);
+        assert_eq!(backend.write(&[8; 1000]).unwrap(), 1000);
+        assert_eq!(chunks.get_ref().stats().tx.discarded, 1000);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn rule_9_host_that_makes_room_in_time_is_not_cut_off() {
+    watchdog(async {
+        // The shortest limit there is, but the room is there when the wait begins.
+        let (mut stream, backend) = full_pair(Some(Duration::ZERO));
+        for _ in 0..10 {
+            // `fill` was refused 1024 bytes. They fit, though half of the ring is not free.
+            let mut received = [0; 1024];
+            stream.read_exact(&mut received).await.unwrap();
+            assert_eq!(received, [7; 1024]);
+            backend.wait_until_writable();
+            assert_eq!(fill(&backend), 1024);
+        }
+        stream.read_exact(&mut [0; SMALL]).await.unwrap();
+        // Nor does a wait without a reason cut it off.
+        backend.wait_until_writable();
+        backend.write(b"x").unwrap();
+        backend.wait_until_writable();
+        assert_eq!(stream.read_u8().await.unwrap(), b'x');
+        assert_eq!(stream.stats().tx.discarded, 0);
+        assert_pending!(tokio_test::task::spawn(stream.read_u8()).poll());
+    })
+    .await;
+}
+
+/// Too little room to wake krun's thread for, but enough for its write. When the time is over, the thread looks once more.
+#[tokio::test]
+async fn rule_9_stall_timeout_counts_room_that_was_not_worth_wake() {
+    watchdog(async {
+        // The host must read before the time is over. If the machine was too slow for that, it gets more time.
+        for limit in (0..).map(|doublings| Duration::from_millis(20 << doublings)) {
+            let options = Options::new().capacity(SMALL).stall_timeout(limit);
+            let (mut stream, port) = options.create().unwrap();
+            let backend = port.into_backend();
+            assert_eq!(backend.write(&[7; 30_000]).unwrap(), 30_000);
+            assert!(is_would_block(&backend.write(&[8; 3000])));
+            let (send_began, began) = mpsc::channel();
+            let krun = asleep(move || {
+                send_began.send(Instant::now()).unwrap();
+                backend.wait_until_writable();
+                (backend.write(&[8; 3000]).unwrap(), backend)
+            });
+            let mut received = vec![0; 1000];
+            stream.read_exact(&mut received).await.unwrap();
+            let was_in_time = Instant::now() < began.recv().unwrap() + limit;
+            let (written, backend) = krun.join().unwrap();
+            assert_eq!(written, 3000);
+            if !was_in_time {
+                continue;
+            }
+            assert_eq!(stream.stats().tx.discarded, 0);
+            drop(backend);
+            stream.read_to_end(&mut received).await.unwrap();
+            let (first, second) = received.split_at(30_000);
+            assert!(first.iter().all(|byte| *byte == 7));
+            assert!(second == [8; 3000]);
+            break;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn rule_9_without_stall_timeout_nothing_is_cut_off() {
+    watchdog(async {
+        let ages = Duration::from_secs(1 << 40);
+        for limit in [None, Some(Duration::MAX), Some(ages)] {
+            let (mut stream, backend) = full_pair(limit);
+            let (waiting, krun) = wait_for_room(backend);
+            assert_eq!(stream.stats().tx.discarded, 0);
+            stream.read_exact(&mut [0; SMALL / 2]).await.unwrap();
+            waiting.recv().unwrap();
+            assert_eq!(krun.join().unwrap(), 1024);
+            assert_eq!(stream.stats().tx.discarded, 0);
+            let mut received = Vec::new();
+            stream.read_to_end(&mut received).await.unwrap();
+            assert_eq!(received.len(), SMALL / 2 + 1024);
+        }
     })
     .await;
 }

@@ -254,7 +254,7 @@ async fn transmit_too_much(stream: &AgentStream, mut output: Output) -> JoinHand
 }
 
 #[tokio::test]
-async fn dropping_stream_delivers_bytes_and_releases_krun_threads() {
+async fn dropping_stream_delivers_bytes_and_lets_krun_finish_its_write() {
     watchdog(async {
         let (mut stream, name) = attached(&small());
         let (input, output) = krun(&name);
@@ -262,8 +262,8 @@ async fn dropping_stream_delivers_bytes_and_releases_krun_threads() {
         stream.write_all(b"goodbye").await.unwrap();
         drop(stream);
         assert_eq!(joined(receive_all(input)).await, b"goodbye");
-        // The write may succeed or fail, but it does not hang.
-        let _ = joined(tx).await;
+        // It does not fail: krun would try it again and again.
+        joined(tx).await.unwrap();
     })
     .await;
 }
@@ -520,6 +520,25 @@ async fn dropping_stream_or_port_ends_bridge_task() {
         assert_broken_pipe(stream.write(b"x").await);
         all_have_ended().await;
 
+        // The stream is dropped before krun connects, whether or not that hangs up.
+        for hangs_up in [true, false] {
+            let options = Options::new().hang_up_on_drop(hangs_up);
+            let (mut stream, name) = attached(&options);
+            stream.write_all(b"for nobody").await.unwrap();
+            drop(stream);
+            all_have_ended().await;
+            assert!(OpenOptions::new().read(true).open(&name).is_err());
+        }
+
+        // Both halves are dropped, one after the other.
+        let (stream, _name) = attached(&Options::new());
+        let (read, write) = stream.into_split();
+        drop(read);
+        tokio::task::yield_now().await;
+        assert_eq!(Handle::current().metrics().num_alive_tasks(), 1);
+        drop(write);
+        all_have_ended().await;
+
         // The stream is dropped while its guest continues.
         let (stream, name) = attached(&Options::new());
         let (input, mut output) = krun(&name);
@@ -528,6 +547,14 @@ async fn dropping_stream_or_port_ends_bridge_task() {
         all_have_ended().await;
         assert_eq!(joined(receive_all(input)).await, b"");
         assert!(transmit(&mut output, b"x").is_err());
+
+        // The stream is dropped without hanging up, and then the guest ends.
+        let (stream, name) = attached(&Options::new().hang_up_on_drop(false));
+        let krun_end = krun(&name);
+        stream.guest_opened().await.unwrap();
+        drop(stream);
+        drop(krun_end);
+        all_have_ended().await;
 
         // The guest ends while the host continues.
         let (stream, name) = attached(&Options::new());

@@ -68,9 +68,9 @@ async fn write_all_with_cancellation(mut half: OwnedWriteHalf, bytes: &[u8]) {
         if rest.is_empty() {
             break;
         }
-        let polls = 1 + round / 4 % 2;
+        let polls = 1 + round / 5 % 2;
         let piece = &rest[..rest.len().min(1 + round * 37 % 9000)];
-        let written = match round % 4 {
+        let written = match round % 5 {
             0 => cancelled_at(polls, half.write(piece)).await,
             1 => {
                 let ready = cancelled_at(polls, half.writable()).await;
@@ -87,6 +87,15 @@ async fn write_all_with_cancellation(mut half: OwnedWriteHalf, bytes: &[u8]) {
                     }
                 }
                 Some(Ok(piece.len()))
+            }
+            3 => {
+                let mut bytes = Bytes::copy_from_slice(piece);
+                let written = cancelled_at(polls, half.write_bytes(&mut bytes)).await;
+                let advanced = written
+                    .as_ref()
+                    .map_or(0, |written| *written.as_ref().unwrap());
+                assert_eq!(bytes, piece[advanced..]);
+                written
             }
             _ => {
                 cancelled_at(polls, half.drained()).await;

@@ -1,15 +1,17 @@
-//! Reading and writing without a copy: `AsyncBufRead`, and `Chunks` with its `Bytes`.
+//! Reading and writing without a copy: `AsyncBufRead`, `write_bytes`, and `Chunks` with its `Bytes`.
 
 mod common;
 
+use std::collections::VecDeque;
 use std::io;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use common::{SMALL, asleep, backend, fill, is_would_block, many, pair, pattern, watchdog};
 use futures::{SinkExt, StreamExt};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio_krun::test_util::Guest;
-use tokio_krun::{AgentStream, Chunks, Options};
+use tokio_krun::{AgentStream, Chunks, Error, Options};
 use tokio_test::assert_pending;
 
 #[tokio::test]
@@ -402,4 +404,251 @@ async fn chunk_stream_ends_after_error() {
     assert_eq!(received, 2 * SMALL);
     assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
     assert!(chunks.next().await.is_none());
+}
+
+#[tokio::test]
+async fn write_bytes_takes_whole_piece_and_copies_only_small_one() {
+    let (stream, backend) = pair();
+    // Just under half a chunk of 4 KiB, half of it, and several chunks.
+    for length in [1, SMALL / 16 - 1, SMALL / 16, SMALL / 2] {
+        let sent = Bytes::from(pattern(length));
+        let mut piece = sent.clone();
+        assert_eq!(stream.write_bytes(&mut piece).await.unwrap(), length);
+        assert!(piece.is_empty());
+        drop(piece);
+        let is_copied = sent.is_unique();
+        assert_eq!(is_copied, length < SMALL / 16, "{length} bytes");
+        let mut received = vec![0; SMALL];
+        assert_eq!(backend.read(&mut received).unwrap(), length);
+        assert!(received[..length] == sent);
+        assert!(sent.is_unique(), "the ring keeps bytes that were read");
+    }
+}
+
+#[tokio::test]
+async fn write_bytes_advances_past_what_fits() {
+    watchdog(async {
+        let (stream, backend) = pair();
+        let sent = Bytes::from(pattern(2 * SMALL + 100));
+        let mut rest = sent.clone();
+        let mut received = vec![0; SMALL + 1];
+        let mut taken = 0;
+        for expected in [SMALL, SMALL, 100] {
+            assert_eq!(stream.write_bytes(&mut rest).await.unwrap(), expected);
+            assert!(rest == sent[taken + expected..]);
+            assert_eq!(backend.read(&mut received).unwrap(), expected);
+            assert!(received[..expected] == sent[taken..taken + expected]);
+            taken += expected;
+        }
+        assert!(rest.is_empty());
+        // A small piece that fits in part: the copy, too, is of its front.
+        assert_eq!(stream.try_write(&vec![1; SMALL - 3]).unwrap(), SMALL - 3);
+        let mut rest = Bytes::from_static(b"abcde");
+        assert_eq!(stream.write_bytes(&mut rest).await.unwrap(), 3);
+        assert_eq!(rest, "de");
+        assert_eq!(backend.read(&mut received).unwrap(), SMALL);
+        assert_eq!(&received[SMALL - 3..SMALL], b"abc");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn empty_write_bytes_completes_even_if_ring_is_full() {
+    let (stream, backend) = pair();
+    assert_eq!(stream.try_write(&vec![1; SMALL]).unwrap(), SMALL);
+    assert_eq!(stream.write_bytes(&mut Bytes::new()).await.unwrap(), 0);
+    assert_eq!(backend.read(&mut vec![0; 2 * SMALL]).unwrap(), SMALL);
+}
+
+#[tokio::test]
+async fn cancelled_write_bytes_leaves_bytes_and_sends_nothing() {
+    watchdog(async {
+        let (stream, backend) = pair();
+        // A piece that would be copied, and one that would not.
+        for length in [10, SMALL / 2] {
+            let sent = Bytes::from(pattern(length));
+            let mut bytes = sent.clone();
+            assert_eq!(stream.try_write(&vec![1; SMALL]).unwrap(), SMALL);
+            {
+                let mut write = tokio_test::task::spawn(stream.write_bytes(&mut bytes));
+                assert_pending!(write.poll());
+            }
+            assert!(bytes == sent);
+            // Dropped once it was woken, but before it wrote.
+            let mut received = vec![0; 2 * SMALL];
+            {
+                let mut write = tokio_test::task::spawn(stream.write_bytes(&mut bytes));
+                assert_pending!(write.poll());
+                assert_eq!(backend.read(&mut received).unwrap(), SMALL);
+                while !write.is_woken() {
+                    tokio::task::yield_now().await;
+                }
+            }
+            assert!(bytes == sent);
+            assert!(is_would_block(&backend.read(&mut received)));
+            assert_eq!(stream.stats().rx.queued, 0);
+
+            assert_eq!(stream.write_bytes(&mut bytes).await.unwrap(), length);
+            assert_eq!(backend.read(&mut received).unwrap(), length);
+            assert!(received[..length] == sent);
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn waiting_write_bytes_goes_on_once_guest_took_half() {
+    watchdog(async {
+        let (stream, backend) = pair();
+        assert_eq!(stream.try_write(&vec![1; SMALL]).unwrap(), SMALL);
+        let mut bytes = Bytes::from(pattern(SMALL));
+        let mut received = vec![0; SMALL];
+        {
+            let mut write = tokio_test::task::spawn(stream.write_bytes(&mut bytes));
+            assert_pending!(write.poll());
+            let half = &mut received[..SMALL / 2];
+            assert_eq!(backend.read(half).unwrap(), SMALL / 2);
+            while !write.is_woken() {
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(write.await.unwrap(), SMALL / 2);
+        }
+        assert!(bytes == pattern(SMALL)[SMALL / 2..]);
+        assert_eq!(backend.read(&mut received).unwrap(), SMALL);
+        assert!(received[SMALL / 2..] == pattern(SMALL)[..SMALL / 2]);
+    })
+    .await;
+}
+
+/// Whether it fails at once, or while it waits for room.
+#[tokio::test]
+async fn failed_write_bytes_leaves_bytes() {
+    watchdog(async {
+        for length in [10, SMALL / 2] {
+            for end in ["shutdown", "hang-up", "guest gone", "guest gone meanwhile"] {
+                let (mut stream, backend) = pair();
+                let sent = Bytes::from(pattern(length));
+                let mut bytes = sent.clone();
+                let backend = match end {
+                    "shutdown" => {
+                        stream.shutdown().await.unwrap();
+                        Some(backend)
+                    }
+                    "hang-up" => {
+                        stream.hang_up();
+                        Some(backend)
+                    }
+                    "guest gone" => {
+                        drop(backend);
+                        None
+                    }
+                    _ => {
+                        assert_eq!(stream.try_write(&vec![1; SMALL]).unwrap(), SMALL);
+                        let mut write = tokio_test::task::spawn(stream.write_bytes(&mut bytes));
+                        assert_pending!(write.poll());
+                        drop(backend);
+                        let error = write.await.unwrap_err();
+                        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+                        None
+                    }
+                };
+                let error = stream.write_bytes(&mut bytes).await.unwrap_err();
+                assert_eq!(error.kind(), io::ErrorKind::BrokenPipe, "{end}");
+                assert!(bytes == sent, "{end}");
+                let gone = matches!(
+                    error.get_ref().and_then(|reason| reason.downcast_ref()),
+                    Some(Error::GuestGone)
+                );
+                assert_eq!(gone, backend.is_none(), "{end}: {error}");
+                drop(bytes);
+                assert!(sent.is_unique(), "{end}: the ring keeps the bytes");
+                assert_eq!(stream.stats().rx.queued, 0, "{end}");
+            }
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn write_bytes_works_on_each_write_half() {
+    let (mut stream, backend) = pair();
+    let mut received = vec![0; SMALL];
+    let sent = Bytes::from(pattern(SMALL / 2));
+    {
+        let (_read, write) = AgentStream::split(&mut stream);
+        let mut bytes = sent.clone();
+        assert_eq!(write.write_bytes(&mut bytes).await.unwrap(), sent.len());
+        assert!(bytes.is_empty());
+    }
+    assert_eq!(backend.read(&mut received).unwrap(), sent.len());
+    assert!(received[..sent.len()] == sent);
+
+    let (read, write) = stream.into_split();
+    drop(read);
+    let mut bytes = sent.clone();
+    assert_eq!(write.write_bytes(&mut bytes).await.unwrap(), sent.len());
+    assert!(bytes.is_empty());
+    drop(write);
+    assert_eq!(backend.read(&mut received).unwrap(), sent.len());
+    assert!(received[..sent.len()] == sent);
+}
+
+/// What one call takes stays together, so that tasks which write whole messages never mix them up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pieces_that_several_tasks_write_arrive_whole() {
+    const TASKS: usize = 4;
+    /// The task in the upper two bits, and a count.
+    fn content(task: usize, index: usize) -> u8 {
+        (task << 6 | index % 61) as u8
+    }
+    watchdog(async {
+        let (stream, port) = Options::new().capacity(SMALL).create().unwrap();
+        let guest = Guest::boot(port);
+        let mut agent = guest.open().unwrap();
+        let stream = Arc::new(stream);
+        // Pieces that are copied and others, and one that never fits at once.
+        let sizes = [1, 100, SMALL / 16, SMALL / 8 + 1, SMALL / 2, SMALL + 1];
+        let length = many(64) * sizes.iter().sum::<usize>();
+        let tasks: Vec<_> = (0..TASKS)
+            .map(|task| {
+                let stream = Arc::clone(&stream);
+                tokio::spawn(async move {
+                    let mut rest: Bytes = (0..length).map(|index| content(task, index)).collect();
+                    let mut calls = VecDeque::new();
+                    for size in sizes.iter().cycle().take(many(64) * sizes.len()) {
+                        let mut piece = rest.split_to(*size);
+                        while !piece.is_empty() {
+                            let before = piece.len();
+                            let taken = stream.write_bytes(&mut piece).await.unwrap();
+                            assert_eq!(piece.len(), before - taken);
+                            calls.push_back(taken);
+                        }
+                    }
+                    calls
+                })
+            })
+            .collect();
+        let mut received = vec![0; TASKS * length];
+        agent.read_exact(&mut received).await.unwrap();
+        let mut calls = Vec::new();
+        for task in tasks {
+            calls.push(task.await.unwrap());
+        }
+
+        let mut read = [0; TASKS];
+        let mut rest = &received[..];
+        while let Some(first) = rest.first() {
+            let task = usize::from(first >> 6);
+            let (call, later) = rest.split_at(calls[task].pop_front().unwrap());
+            for byte in call {
+                assert_eq!(*byte, content(task, read[task]));
+                read[task] += 1;
+            }
+            rest = later;
+        }
+        assert_eq!(read, [length; TASKS]);
+        assert!(calls.iter().all(VecDeque::is_empty));
+        assert!(stream.stats().rx.high_water <= SMALL as u64);
+    })
+    .await;
 }

@@ -180,6 +180,34 @@ async fn dropping_guest_with_full_ring_stops_both_workers() {
     .await;
 }
 
+/// Otherwise it would wait until somebody reads, as krun joins the thread that waits for room.
+#[tokio::test]
+async fn power_off_returns_with_full_ring_if_there_is_stall_timeout() {
+    watchdog(async {
+        let (mut stream, port) = Options::new()
+            .capacity(SMALL)
+            .stall_timeout(Duration::from_millis(1))
+            .create()
+            .unwrap();
+        let guest = Guest::boot(port);
+        let mut agent = guest.open().unwrap();
+        agent.write_all(&[1; SMALL]).await.unwrap();
+        guest.drained().await;
+        agent.write_all(&[2; SMALL]).await.unwrap();
+        while stream.stats().tx.full == 0 {
+            tokio::task::yield_now().await;
+        }
+        guest.power_off().await;
+        assert!(stream.stats().tx.discarded > 0);
+        let mut received = Vec::new();
+        let error = stream.read_to_end(&mut received).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+        assert!(received == [1; SMALL]);
+        assert_broken_pipe(stream.write(b"too late").await);
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn exit_hook_waits_until_stream_is_dropped() {
     watchdog(async {

@@ -5,13 +5,14 @@ mod common;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use bytes::BytesMut;
-use common::{SMALL, fill, is_would_block, many, pair, pattern, watchdog};
+use common::{SMALL, backend, fill, is_would_block, many, pair, pattern, watchdog};
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest, Ready};
 use tokio::task::JoinHandle;
 use tokio_krun::test_util::Guest;
-use tokio_krun::{AgentStream, OwnedWriteHalf};
+use tokio_krun::{AgentStream, Options, OwnedWriteHalf};
 use tokio_test::{assert_pending, assert_ready_ok};
 
 #[tokio::test]
@@ -130,6 +131,82 @@ async fn ready_waits_for_either_interest_and_reports_which() {
         stream.read_u8().await.unwrap();
         let ready = stream.ready(both).await.unwrap();
         assert!(ready.is_read_closed() && ready.is_write_closed());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn ready_reports_read_closed_with_bytes_unread() {
+    watchdog(async {
+        let (stream, backend) = pair();
+        backend.write(b"left").unwrap();
+        let ready = stream.ready(Interest::READABLE).await.unwrap();
+        assert_eq!(ready, Ready::READABLE, "the guest is still there");
+
+        drop(backend);
+        let ended = Ready::READABLE | Ready::READ_CLOSED;
+        let ready = stream.ready(Interest::READABLE).await.unwrap();
+        assert_eq!(ready, ended);
+        assert!(ready.is_readable() && ready.is_read_closed());
+        let ready = stream.ready(Interest::READABLE | Interest::WRITABLE);
+        let write_ended = Ready::WRITABLE | Ready::WRITE_CLOSED;
+        assert_eq!(ready.await.unwrap(), ended | write_ended);
+        // An end of reading says nothing to those who only write.
+        let ready = stream.ready(Interest::WRITABLE).await.unwrap();
+        assert_eq!(ready, write_ended);
+
+        let mut buffer = [0; 8];
+        assert_eq!(stream.try_read(&mut buffer).unwrap(), 4);
+        assert_eq!(&buffer[..4], b"left");
+        let ready = stream.ready(Interest::READABLE).await.unwrap();
+        assert_eq!(ready, ended);
+        assert_eq!(stream.try_read(&mut buffer).unwrap(), 0);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn guest_going_wakes_ready_with_read_closed() {
+    watchdog(async {
+        let (stream, backend) = pair();
+        let mut ready = tokio_test::task::spawn(stream.ready(Interest::READABLE));
+        assert_pending!(ready.poll());
+        drop(backend);
+        while !ready.is_woken() {
+            tokio::task::yield_now().await;
+        }
+        let ready = assert_ready_ok!(ready.poll());
+        assert_eq!(ready, Ready::READABLE | Ready::READ_CLOSED);
+    })
+    .await;
+}
+
+/// Makes the same calls on tokio's `UnixStream`, whose driver may learn of the end a little later.
+#[cfg(unix)]
+#[tokio::test]
+async fn ready_reports_end_of_peer_as_unix_stream_does() {
+    watchdog(async {
+        let (stream, backend) = pair();
+        let (socket, peer) = tokio::net::UnixStream::pair().unwrap();
+        backend.write(b"left").unwrap();
+        assert_eq!(peer.try_write(b"left").unwrap(), 4);
+        let theirs = socket.ready(Interest::READABLE).await.unwrap();
+        assert_eq!(stream.ready(Interest::READABLE).await.unwrap(), theirs);
+
+        drop((backend, peer));
+        for unread in [4, 0] {
+            let theirs = loop {
+                let ready = socket.ready(Interest::READABLE).await.unwrap();
+                if ready.is_read_closed() {
+                    break ready;
+                }
+                tokio::task::yield_now().await;
+            };
+            assert_eq!(stream.ready(Interest::READABLE).await.unwrap(), theirs);
+            let mut buffer = [0; 8];
+            assert_eq!(socket.try_read(&mut buffer).unwrap(), unread);
+            assert_eq!(stream.try_read(&mut buffer).unwrap(), unread);
+        }
     })
     .await;
 }
@@ -515,6 +592,75 @@ async fn flooded_stream_does_not_starve_quiet_stream() {
             assert!(between <= MOST, "{between} reads of the flooded stream");
         }
         reader.abort();
+    })
+    .await;
+}
+
+/// A stream with a full ring. If `writes`, the stream has seen that there was room, so it takes the guest for active.
+async fn full_stream(busy_poll: Duration, writes: bool) -> (AgentStream, common::Backend) {
+    let options = Options::new().capacity(SMALL).busy_poll(busy_poll);
+    let (mut stream, port) = options.create().unwrap();
+    let full = vec![1; SMALL];
+    if writes {
+        stream.write_all(&full).await.unwrap();
+    } else {
+        assert_eq!(stream.try_write(&full).unwrap(), SMALL);
+    }
+    (stream, backend(port))
+}
+
+/// How often a write that has to wait looks for room: each look is counted as a refused write.
+fn looks(stream: &mut AgentStream) -> u64 {
+    let before = stream.stats().rx.full;
+    assert_pending!(tokio_test::task::spawn(stream.write(b"x")).poll());
+    stream.stats().rx.full - before
+}
+
+/// Before and after it asks to be woken.
+const LOOKS_WITHOUT_SPIN: u64 = 2;
+
+/// Counts looks, not time. A task that spins looks at least once more, however slow its thread is.
+#[tokio::test]
+async fn busy_poll_spins_only_right_after_guest_was_active() {
+    let busy_poll = Duration::from_millis(1);
+    let (mut never_active, _backend) = full_stream(busy_poll, false).await;
+    assert_eq!(looks(&mut never_active), LOOKS_WITHOUT_SPIN);
+
+    let (mut active, _backend) = full_stream(busy_poll, true).await;
+    assert!(looks(&mut active) > LOOKS_WITHOUT_SPIN);
+    // That was in vain, so the guest is idle now.
+    for _ in 0..3 {
+        std::thread::sleep(2 * busy_poll);
+        assert_eq!(looks(&mut active), LOOKS_WITHOUT_SPIN);
+    }
+
+    let (mut without, _backend) = full_stream(Duration::ZERO, true).await;
+    std::thread::sleep(2 * busy_poll);
+    assert_eq!(looks(&mut without), LOOKS_WITHOUT_SPIN);
+}
+
+/// A turn that the system interrupts may spin again, so this looks for one turn that it does not interrupt. If each stream
+/// spun by itself, there would be none.
+#[tokio::test]
+#[cfg_attr(miri, ignore = "Miri's clock runs too fast")]
+async fn task_that_polls_many_quiet_streams_spins_once() {
+    watchdog(async {
+        let busy_poll = Duration::from_millis(1);
+        let spins_of_turn = async || {
+            let mut streams = Vec::new();
+            for _ in 0..16 {
+                streams.push(full_stream(busy_poll, true).await);
+            }
+            // Until the last spin on this thread is past.
+            std::thread::sleep(2 * busy_poll);
+            let looks = streams.iter_mut().map(|(stream, _)| looks(stream));
+            looks.filter(|looks| *looks > LOOKS_WITHOUT_SPIN).count()
+        };
+        let mut spins = Vec::new();
+        while spins.last() != Some(&1) {
+            spins.push(spins_of_turn().await);
+            assert!(spins.len() < 100, "spins of each turn: {spins:?}");
+        }
     })
     .await;
 }

@@ -142,6 +142,93 @@ async fn frames_of_many_sizes_are_echoed_intact() {
 }
 
 #[tokio::test]
+async fn paused_guest_reads_nothing_until_it_is_resumed() {
+    watchdog(async {
+        let (mut stream, port) = AgentStream::pair().unwrap();
+        let guest = Guest::boot(port);
+        let mut agent = guest.open().unwrap();
+        guest.pause();
+        stream.write_all(b"meanwhile").await.unwrap();
+        // krun takes the bytes all the same.
+        stream.drained().await.unwrap();
+        let mut received = [0; 9];
+        {
+            let mut read = tokio_test::task::spawn(agent.read_exact(&mut received));
+            for _ in 0..100 {
+                assert_pending!(read.poll());
+                tokio::task::yield_now().await;
+            }
+            guest.resume();
+            assert!(read.is_woken());
+            read.await.unwrap();
+        }
+        assert_eq!(&received, b"meanwhile");
+
+        // A guest that is paused in the middle of its queue keeps the rest, and the end after it.
+        stream.write_all(b"two parts").await.unwrap();
+        agent.read_exact(&mut received[..4]).await.unwrap(); // "two "
+        guest.pause();
+        stream.hang_up();
+        assert_pending!(tokio_test::task::spawn(agent.read_u8()).poll());
+        guest.resume();
+        let mut rest = Vec::new();
+        agent.read_to_end(&mut rest).await.unwrap();
+        assert_eq!(rest, b"parts");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn paused_guest_writes_nothing_until_it_is_resumed() {
+    watchdog(async {
+        let (mut stream, port) = AgentStream::pair().unwrap();
+        let guest = Guest::boot(port);
+        let mut agent = guest.open().unwrap();
+        guest.pause();
+        {
+            let mut write = tokio_test::task::spawn(agent.write(b"late"));
+            for _ in 0..100 {
+                assert_pending!(write.poll());
+                tokio::task::yield_now().await;
+            }
+            guest.drained().await;
+            let tx = stream.stats().tx;
+            assert_eq!((tx.bytes, tx.queued), (0, 0));
+            guest.resume();
+            assert!(write.is_woken());
+            assert_eq!(assert_ready_ok!(write.poll()), 4);
+        }
+        let mut received = [0; 4];
+        stream.read_exact(&mut received).await.unwrap();
+        assert_eq!(&received, b"late");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn pause_keeps_nothing_back_that_guest_has_queued() {
+    watchdog(async {
+        // krun waits for room with the second descriptor, and the rest is in the queue.
+        let (mut stream, port) = Options::new().capacity(SMALL).create().unwrap();
+        let guest = Guest::boot(port);
+        let mut agent = guest.open().unwrap();
+        let sent = pattern(8 * SMALL);
+        agent.write_all(&sent).await.unwrap();
+        while stream.stats().tx.full == 0 {
+            tokio::task::yield_now().await;
+        }
+        guest.pause();
+        let mut received = vec![0; sent.len()];
+        stream.read_exact(&mut received).await.unwrap();
+        assert!(received == sent);
+        guest.drained().await;
+        assert_pending!(tokio_test::task::spawn(agent.write(b"x")).poll());
+        assert_eq!(stream.stats().tx.queued, 0);
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn single_read_returns_all_queued_chunks() {
     let (mut stream, backend) = pair();
     let sent = pattern(SMALL - 5);
@@ -456,7 +543,10 @@ mod descriptors {
     use std::fs;
     use std::process::Command;
 
-    use super::{common, pair};
+    use futures::StreamExt;
+    use tokio_krun::{AgentStream, Chunks};
+
+    use super::{Duration, common, pair, pattern};
 
     /// Descriptors of a stream and krun's end of it.
     const PER_STREAM: usize = if cfg!(tokio_krun_pipe) { 6 } else { 3 };
@@ -518,6 +608,38 @@ mod descriptors {
         assert!(in_child() > 0);
         drop(inherited);
         assert_eq!(in_child(), 0);
+    }
+
+    /// What you may keep of a stream keeps no part of its machinery alive.
+    #[tokio::test]
+    async fn kept_handle_hook_and_bytes_hold_none_open() {
+        if !common::is_alone("descriptors::kept_handle_hook_and_bytes_hold_none_open") {
+            return;
+        }
+        let chunk = pattern(64 * 1024);
+        let before = open_descriptors();
+        let mut kept = Vec::new();
+        for _ in 0..50 {
+            let (stream, port) = AgentStream::pair().unwrap();
+            let (handle, hook) = (port.handle(), port.exit_hook(Duration::MAX));
+            let backend = port.into_backend();
+            assert_eq!(backend.write(&chunk).unwrap(), chunk.len());
+            let mut chunks = Chunks::new(stream);
+            let bytes = chunks.next().await.unwrap().unwrap();
+            assert_eq!(bytes.len(), chunk.len());
+            kept.push((bytes.slice(100..110), handle, hook));
+            drop(bytes);
+            assert_eq!(open_descriptors().len() - before.len(), PER_STREAM);
+            drop(chunks);
+            drop(backend);
+            assert_eq!(open_descriptors(), before);
+        }
+        for (bytes, handle, hook) in kept {
+            assert_eq!(bytes, chunk[100..110]);
+            assert_eq!(handle.stats().tx.bytes, chunk.len() as u64);
+            // There is nothing to wait for.
+            hook(0);
+        }
     }
 
     #[expect(unsafe_code, reason = "only the number is known")]

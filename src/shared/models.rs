@@ -378,6 +378,23 @@ fn guest_reader_that_meets_shutdown_is_woken() {
     });
 }
 
+/// Reads until an error says that bytes were lost.
+fn read_until_cut_off(shared: &ConsoleSharedState) -> Vec<u8> {
+    let tx_data = &shared.tx_data;
+    let mut received = Vec::new();
+    loop {
+        let look = || shared.host_read(4, |bytes| received.extend_from_slice(bytes));
+        match until(tx_data, look) {
+            Ok(0) => panic!("a clean end"),
+            Ok(_) => {}
+            Err(error) => {
+                assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+                return received;
+            }
+        }
+    }
+}
+
 /// Bytes that are discarded because a quiesced guest must not wait are never lost silently.
 #[test]
 fn end_after_lost_bytes_is_an_error() {
@@ -387,19 +404,24 @@ fn end_after_lost_bytes_is_an_error() {
         let guest = spawn(&shared, |shared| {
             assert_eq!(shared.guest_write(&[1, 2, 3]), Some(3))
         });
-        let tx_data = &shared.tx_data;
-        let mut received = Vec::new();
-        let end = loop {
-            let look = || shared.host_read(4, |bytes| received.extend_from_slice(bytes));
-            match until(tx_data, look) {
-                Ok(0) => panic!("a clean end"),
-                Ok(_) => {}
-                Err(error) => break error,
-            }
-        };
-        assert_eq!(end.kind(), io::ErrorKind::UnexpectedEof);
-        assert_eq!(received, [1, 2]);
+        assert_eq!(read_until_cut_off(&shared), [1, 2]);
         guest.join().unwrap();
+    });
+}
+
+/// The same for a write that has waited for too long.
+#[test]
+fn end_after_stall_is_an_error() {
+    bounded(3).check(|| {
+        let shared = ends(2);
+        assert_eq!(shared.guest_write(&[1]), Some(1));
+        let guest = spawn(&shared, |shared| {
+            shared.guest_stalled();
+            assert_eq!(shared.guest_write(&[2]), Some(1));
+        });
+        assert_eq!(read_until_cut_off(&shared), [1]);
+        guest.join().unwrap();
+        assert_eq!(shared.stats().tx.discarded, 1);
     });
 }
 

@@ -115,7 +115,12 @@ struct Model {
 impl Model {
     /// The host has read everything, and nothing more will come.
     fn is_tx_over(&self) -> bool {
-        self.tx.is_empty() && (self.guest_gone || self.cut_off)
+        self.tx.is_empty() && self.has_tx_ended()
+    }
+
+    /// Nothing more will come.
+    fn has_tx_ended(&self) -> bool {
+        self.guest_gone || self.cut_off
     }
 
     /// Checks for end of file, or for an error if bytes were lost.
@@ -386,7 +391,7 @@ impl Run {
         if !model.read_stopped {
             let expected = !model.tx.is_empty() || model.is_tx_over();
             assert_eq!(ready.is_readable(), expected);
-            assert_eq!(ready.is_read_closed(), model.is_tx_over());
+            assert_eq!(ready.is_read_closed(), model.has_tx_ended());
         }
     }
 

@@ -3,6 +3,8 @@
 
 use std::fmt::Display;
 use std::io;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use futures::{SinkExt, StreamExt};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
@@ -12,7 +14,7 @@ use tokio_util::codec::{Framed, LinesCodec};
 
 use super::pattern::{FROM_GUEST, FROM_HOST};
 use super::scenarios::{MIB, Scenario, generate};
-use super::vm::Vm;
+use super::vm::{EXIT_HOOK_LIMIT, Vm};
 
 pub(crate) const ALL: &[(&str, Scenario)] = &[
     ("shutdown_is_invisible_to_guest", || Box::pin(shutdown())),
@@ -38,6 +40,15 @@ pub(crate) const ALL: &[(&str, Scenario)] = &[
     ("host_sees_guest_open_and_drain_port", || {
         Box::pin(open_and_drain())
     }),
+    ("stall_timeout_lets_guest_power_off_with_full_ring", || {
+        Box::pin(power_off_with_full_ring())
+    }),
+    ("stall_timeout_lets_exit_hook_run_with_full_ring", || {
+        Box::pin(power_off_with_full_ring_and_exit_hook())
+    }),
+    ("stall_timeout_lets_vm_exit_with_full_ring", || {
+        Box::pin(exit_with_full_ring())
+    }),
 ];
 
 /// The agent, under the test's control.
@@ -46,8 +57,13 @@ struct Guest {
 }
 
 fn boot(port: AgentPort) -> (Vm, Guest) {
+    boot_with_exit_hook(port, Some(EXIT_HOOK_LIMIT))
+}
+
+fn boot_with_exit_hook(port: AgentPort, limit: Option<Duration>) -> (Vm, Guest) {
     let (control, control_port) = AgentStream::pair().unwrap();
-    let vm = Vm::boot_with("remote", [("agent", port), ("control", control_port)]);
+    let ports = [("agent", port), ("control", control_port)];
+    let vm = Vm::boot_with_exit_hook("remote", ports, limit);
     let lines = Framed::new(control, LinesCodec::new());
     (vm, Guest { lines })
 }
@@ -156,7 +172,7 @@ async fn hang_up_on_writer() {
             received.extend_from_slice(&more[..read]);
         }
     };
-    let quiet = tokio::time::timeout(std::time::Duration::from_secs(2), rest).await;
+    let quiet = tokio::time::timeout(Duration::from_secs(2), rest).await;
     quiet.expect_err("the loop never ends");
     println!("{} of {LENGTH} bytes arrived", received.len());
     assert!(received.len() < LENGTH);
@@ -334,4 +350,74 @@ async fn open_and_drain() {
     assert_ready_ok!(task::spawn(stream.drained()).poll());
     drop(stream);
     guest.end(vm).await;
+}
+
+/// What a Linux guest passes to krun for each `write` of the agent's.
+const DESCRIPTOR: u64 = 32 * 1024;
+const TWO_DESCRIPTORS: usize = 64 * 1024;
+
+/// Boots a guest that fills its ring and goes on writing. krun's TX thread then waits for room.
+///
+/// krun joins that thread when the VM ends, before it runs an exit observer. The host keeps the stream
+/// and does not read, so only the stall timeout can end the wait.
+async fn boot_with_full_ring(hook_limit: Option<Duration>) -> (AgentStream, Vm, Guest) {
+    let (stream, port) = Options::new()
+        .capacity(TWO_DESCRIPTORS)
+        // Long enough for the guest to power off in an emulated machine.
+        .stall_timeout(Duration::from_secs(3))
+        .create()
+        .unwrap();
+    let (vm, mut guest) = boot_with_exit_hook(port, hook_limit);
+    assert_eq!(guest.ask("open blocking").await, "ok");
+    let command = format!("write-in-background {}", u64::MAX);
+    assert_eq!(guest.ask(&command).await, "started");
+    vm.calls.tx_waits.notified().await;
+    (stream, vm, guest)
+}
+
+/// Reads what fitted into the ring, and then the error. Call this once krun's TX thread has ended.
+async fn assert_reads_full_ring_then_error(stream: &mut AgentStream, vm: &Vm) {
+    let mut received = Vec::new();
+    let error = stream.read_to_end(&mut received).await.unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+    assert!(received == generate(FROM_GUEST, TWO_DESCRIPTORS));
+
+    let discarded = stream.stats().tx.discarded;
+    let written = vm.calls.written.load(Ordering::SeqCst);
+    assert_eq!(written, TWO_DESCRIPTORS as u64 + discarded);
+    // Once krun stops the port, its TX thread takes no further descriptor.
+    let which = match discarded {
+        DESCRIPTOR => "krun had stopped the port before the timeout passed",
+        _ => "the timeout passed before krun stopped the port",
+    };
+    println!("{discarded} bytes were discarded: {which}");
+    assert!(discarded >= DESCRIPTOR);
+}
+
+async fn power_off_with_full_ring() {
+    let (mut stream, mut vm, guest) = boot_with_full_ring(None).await;
+    drop(guest); // it powers off
+    vm.ended().await;
+    assert_reads_full_ring_then_error(&mut stream, &vm).await;
+}
+
+async fn power_off_with_full_ring_and_exit_hook() {
+    let limit = Duration::from_millis(10);
+    let (mut stream, mut vm, guest) = boot_with_full_ring(Some(limit)).await;
+    drop(guest); // it powers off
+    vm.ended().await;
+    // The hook has run, as writes fail.
+    assert_broken_pipe(&mut stream).await;
+    assert_reads_full_ring_then_error(&mut stream, &vm).await;
+}
+
+async fn exit_with_full_ring() {
+    let (mut stream, mut vm, guest) = boot_with_full_ring(Some(EXIT_HOOK_LIMIT)).await;
+    vm.exit.trigger();
+    // The hook ends the stream, and then waits until it is dropped.
+    stream.closed().await;
+    assert_broken_pipe(&mut stream).await;
+    assert_reads_full_ring_then_error(&mut stream, &vm).await;
+    drop((stream, guest));
+    vm.ended().await;
 }

@@ -19,6 +19,8 @@ use tokio_krun::{AgentConsoleBackend, AgentPort};
 const KERNEL: &str = "KRUNFW";
 /// The variable with the path of the guest's root folder. The agent is `/init` in it.
 const ROOT: &str = "GUEST_ROOT";
+/// How long krun waits for most tests to drop their streams, once the VM has ended.
+pub(crate) const EXIT_HOOK_LIMIT: Duration = Duration::from_secs(60);
 
 /// The reason why no VM can boot here, or `None`.
 pub(crate) fn missing() -> Option<String> {
@@ -77,11 +79,24 @@ impl Vm {
         scenario: &str,
         ports: [(&'static str, AgentPort); N],
     ) -> Self {
+        Self::boot_with_exit_hook(scenario, ports, Some(EXIT_HOOK_LIMIT))
+    }
+
+    /// Does the same as `boot_with`, but chooses the limit of the ports' exit hook. With `None` there
+    /// is no hook.
+    pub(crate) fn boot_with_exit_hook<const N: usize>(
+        scenario: &str,
+        ports: [(&'static str, AgentPort); N],
+        hook_limit: Option<Duration>,
+    ) -> Self {
         let (exited, ended) = mpsc::unbounded_channel();
         let calls: [Arc<Calls>; N] = array::from_fn(|_| Arc::default());
-        let exit_hook =
-            AgentPort::exit_hook_for(ports.iter().map(|(_, port)| port), Duration::from_secs(60));
-        let vm = VmBuilder::new()
+        let mut builder = VmBuilder::new();
+        if let Some(limit) = hook_limit {
+            let ports = ports.iter().map(|(_, port)| port);
+            builder = builder.on_exit(AgentPort::exit_hook_for(ports, limit));
+        }
+        let vm = builder
             .machine(|machine| machine.vcpus(1).memory_mib(256))
             .kernel(|kernel| {
                 let path = env::var_os(KERNEL).expect("`missing` has checked this");
@@ -89,7 +104,6 @@ impl Vm {
             })
             .fs(|fs| fs.root(env::var_os(ROOT).expect("`missing` has checked this")))
             .exec(|exec| exec.path("/init").args([scenario]))
-            .on_exit(exit_hook)
             .on_exit(move |code| {
                 // Holds krun here while the test ends the process itself.
                 let _ = exited.send(code);

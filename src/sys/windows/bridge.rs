@@ -61,13 +61,14 @@ pub(crate) struct PortOptions {
 ///
 /// - krun opens the pipe when the VM starts and does not report when the guest opens its port. So
 ///   [`guest_opened`](crate::AgentStream::guest_opened) returns once krun has opened the pipe.
-/// - A pipe ends in both directions at once. At a hang-up the bridge first writes what the host had written, then reads
-///   what the guest had written until then, and then closes the pipe. If the stream is full and nobody reads it, the bridge
-///   closes the pipe only once there is room or the stream is dropped. After that the stream reads the end of the file.
-/// - krun's thread retries a failed write again and again, without a pause. So a guest that is still writing at a hang-up
-///   costs a CPU until its VM ends. Therefore dropping the stream does not hang up on Windows, unless you ask for it with
-///   [`hang_up_on_drop(true)`](crate::Options::hang_up_on_drop): the pipe stays open, and the bridge reads, discards and
-///   counts what comes. Before you hang up, let the agent finish writing.
+/// - A pipe ends in both directions at once, and krun's thread retries a failed write again and again, without a pause: a
+///   pipe that closes while the guest writes would cost a CPU until the VM ends. So at a hang-up the bridge first writes what
+///   the host had written, then reads until the guest has written nothing for half a second, and then closes the pipe. If
+///   you have dropped the stream, what it reads is discarded and counted. If the stream is full and nobody reads it, the
+///   bridge waits until there is room or the stream is dropped. After that the stream reads the end of the file.
+/// - A guest that never stops writing puts off its end of file for as long. If it pauses and then writes again at the very
+///   moment when the pipe closes, before krun has told it, krun's thread does spin. Where that matters, let the agent finish
+///   first, or use [`hang_up_on_drop(false)`](crate::Options::hang_up_on_drop).
 /// - What the host writes right before a hang-up may get lost in krun. krun's thread finds its queue empty, then the last
 ///   bytes and the pipe's end arrive, then the thread looks whether the pipe has ended, and it never comes back for the
 ///   bytes. Where the last words to a guest matter, let the guest answer them first.

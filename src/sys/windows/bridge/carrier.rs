@@ -6,6 +6,8 @@ use std::ops::Range;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
+use std::thread;
+use std::time::Duration;
 
 use tokio::io::Interest;
 use tokio::net::windows::named_pipe::NamedPipeServer;
@@ -19,9 +21,9 @@ use crate::test_util::Taken;
 /// The most bytes that are read from the pipe or written to it at once: a descriptor of a Linux guest.
 const PIECE: usize = 32 * 1024;
 
-/// The most bytes that are read before a hang-up: more than the pipe, tokio and a write of krun's may hold. A guest that
-/// never stops writing must not put off the hang-up for ever.
-const LAST_WORDS: usize = 4 * pipe::PIPE_BUFFER as usize;
+/// How long the guest must have written nothing before the pipe closes at a hang-up. krun's thread would spin with a write
+/// that fails; once krun has found the pipe closed, the guest's kernel lets the guest write no more.
+const QUIET: Duration = Duration::from_millis(500);
 
 /// However the task ends, dropping this closes the pipe and ends the guest's side.
 pub(super) struct Carrier {
@@ -61,7 +63,7 @@ impl Carrier {
         };
         match first(inbound.until_ended(&mut ending), self.write_to_guest()).await {
             First::Left(()) => {}
-            First::Right(()) => inbound.until_empty(LAST_WORDS).await,
+            First::Right(()) => inbound.until_quiet().await,
         }
     }
 
@@ -150,7 +152,7 @@ struct Inbound<'a> {
 
 /// The result of one read.
 enum Read {
-    Taken(usize),
+    Taken,
     NotReady,
     /// It was [cancelled](pipe::cancel_read): the pipe is empty.
     Empty,
@@ -163,12 +165,12 @@ impl Inbound<'_> {
     async fn until_ended(&mut self, ending: &mut watch::Receiver<bool>) {
         loop {
             match self.read() {
-                Read::Taken(_) => self.push().await,
+                Read::Taken => self.push().await,
                 Read::NotReady => {
                     match first(self.carrier.server.readable(), ended(ending)).await {
                         First::Left(Ok(())) => {}
                         First::Left(Err(_)) => return,
-                        First::Right(()) => return self.until_empty(usize::MAX).await,
+                        First::Right(()) => return self.until_empty().await,
                     }
                 }
                 Read::Empty | Read::Ended => return,
@@ -176,16 +178,31 @@ impl Inbound<'_> {
         }
     }
 
-    /// Returns once the pipe is empty, or `limit` bytes were read. It may cancel a write that is under way.
-    async fn until_empty(&mut self, limit: usize) {
+    /// Returns once the guest has written nothing for a while.
+    async fn until_quiet(&mut self) {
         self.push().await;
-        let mut left = limit;
-        while left > 0 {
+        loop {
             match self.read() {
-                Read::Taken(read) => {
-                    left = left.saturating_sub(read);
-                    self.push().await;
+                Read::Taken => self.push().await,
+                Read::NotReady => {
+                    // Not tokio's timer, which the runtime may not have.
+                    let quiet = tokio::task::spawn_blocking(|| thread::sleep(QUIET));
+                    match first(self.carrier.server.readable(), quiet).await {
+                        First::Left(Ok(())) => {}
+                        First::Left(Err(_)) | First::Right(_) => return,
+                    }
                 }
+                Read::Empty | Read::Ended => return,
+            }
+        }
+    }
+
+    /// Returns once the pipe is empty. It may cancel a write that is under way.
+    async fn until_empty(&mut self) {
+        self.push().await;
+        loop {
+            match self.read() {
+                Read::Taken => self.push().await,
                 Read::NotReady => {
                     // How the read ends shows whether the pipe is empty, or whether bytes were read but not reported yet.
                     pipe::cancel_read(&self.carrier.server);
@@ -203,7 +220,7 @@ impl Inbound<'_> {
             Ok(0) => Read::Ended,
             Ok(read) => {
                 self.unpushed = 0..read;
-                Read::Taken(read)
+                Read::Taken
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Read::NotReady,
             Err(error) if pipe::is_cancelled(&error) => Read::Empty,
