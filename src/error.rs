@@ -80,10 +80,11 @@ pub enum Error {
     #[error("the other end is closed: the guest has powered off, or its VM or port was dropped")]
     GuestGone,
     /// The guest's bytes from here on were discarded: they found no room while the port was
-    /// [quiesced](crate::PortHandle::quiesce).
+    /// [quiesced](crate::PortHandle::quiesce), or within the
+    /// [stall timeout](crate::Options::stall_timeout).
     #[error(
         "the guest's bytes from here on were discarded, as they found no room while the port was \
-         quiesced: pause the guest first, or choose a larger capacity"
+         quiesced or within the stall timeout: read in time, or choose a larger capacity"
     )]
     CutOff,
 }

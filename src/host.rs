@@ -353,8 +353,7 @@ impl Host {
     }
 
     pub(crate) async fn closed(&self) {
-        // The sender is gone only if the guest is.
-        let _ = self.shared.guest_gone().wait_for(|gone| *gone).await;
+        self.shared.guest_gone().wait().await;
     }
 
     pub(crate) async fn write_bytes(&self, bytes: &mut Bytes) -> io::Result<usize> {

@@ -50,7 +50,8 @@
 //! Three waits have a time limit: the [exit hook](AgentPort::exit_hook) and, if you set it, [`Options::stall_timeout`] have
 //! yours, and krun's answer to an empty descriptor, which breaks virtio's rules, takes 100 ms.
 //!
-//! On Windows krun opens a named pipe, and a task carries the bytes between it and the same rings.
+//! On Windows krun opens a named pipe, and a task carries the bytes between it and the same rings. A hang-up there also waits
+//! until the guest has written nothing for half a second.
 //!
 //! The documentation of krun's end of the port lists what krun's threads demand and how it is met: `AgentConsoleBackend` on
 //! Linux and macOS, `AgentConsolePipeBridge` on Windows. In the repository, `docs/architecture.md` follows a byte through the

@@ -162,7 +162,7 @@ impl Options {
     /// Sets how long a write of the guest's may wait for room. By default it may wait as long as it takes.
     ///
     /// Set it to bound the end of the VM. When the guest powers off, krun joins its TX thread before it runs
-    /// any exit observer, such as the port's [exit hook](AgentPort::exit_hook)
+    /// any exit observer of yours, such as the port's [exit hook](AgentPort::exit_hook)
     /// (`msb_krun_vmm` 0.1.42, `lib.rs`, `notify_exit_observers`). If that thread waits for room because you keep
     /// the stream without reading it, the join does not return, the hook never runs, and the process does not end.
     ///
@@ -188,8 +188,8 @@ impl Options {
     ///     .stall_timeout(Duration::from_millis(10))
     ///     .create()?;
     /// let guest = Guest::boot(port);
-    /// // More than fits, and nobody reads.
-    /// guest.open()?.write_all(&[7; 256 * 1024]).await?;
+    /// // More than the stream and the guest's queue hold, and nobody reads.
+    /// guest.open()?.write_all(&[7; 2 * 1024 * 1024]).await?;
     /// guest.power_off().await; // without the timeout this would wait for the stream to be read
     ///
     /// let mut received = Vec::new();

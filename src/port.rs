@@ -1,13 +1,11 @@
 //! The port: the end of the stream that you attach to the VM.
 
 use std::sync::{Arc, OnceLock, Weak};
-use std::thread;
 use std::time::{Duration, Instant};
-
-use tokio::sync::watch;
+use std::{fmt, thread};
 
 use crate::error::Error;
-use crate::shared::ConsoleSharedState;
+use crate::shared::{ConsoleSharedState, GuestGone};
 use crate::stats::Stats;
 use crate::sys::{GuestEnd, KrunEnd, PortOptions};
 
@@ -322,11 +320,10 @@ impl AgentPort {
 fn exit_hook_for(ports: Vec<GuestEnd>, limit: Duration) -> impl Fn(i32) + Send + Sync + 'static {
     move |_exit_code| {
         let began = Instant::now();
-        let unread: Vec<_> = ports.iter().filter_map(GuestEnd::end).collect();
-        // Dropping them may run the caller's code for any time, which must not count against the limit.
-        if unread.iter().any(|unread| !unread.is_empty()) {
-            let _ = thread::Builder::new().spawn(move || drop(unread));
-        }
+        // What is left to do runs the caller's code, which may take any time. So that is for another thread, once all
+        // ports have ended. (If there can be no thread, nobody is told, and krun ends the process.)
+        let rest: Vec<_> = ports.iter().map(GuestEnd::end).collect();
+        let _ = thread::Builder::new().spawn(|| rest.into_iter().for_each(|rest| rest()));
         for port in &ports {
             port.wait_until_host_stops_reading(limit.saturating_sub(began.elapsed()));
         }
@@ -355,12 +352,21 @@ fn exit_hook_for(ports: Vec<GuestEnd>, limit: Duration) -> impl Fn(i32) + Send +
 /// assert_eq!(metric(&handle), "agent_unread_bytes 5");
 /// # Ok(()) }
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct PortHandle {
     shared: Weak<ConsoleSharedState>,
-    guest_gone: watch::Receiver<bool>,
+    guest_gone: GuestGone,
     /// Set once `shared` is gone.
     last_stats: Arc<OnceLock<Stats>>,
+}
+
+impl fmt::Debug for PortHandle {
+    /// Without a lock, as the caller's code writes it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PortHandle")
+            .field("stats", &self.stats())
+            .finish_non_exhaustive()
+    }
 }
 
 impl PortHandle {
@@ -522,7 +528,6 @@ impl PortHandle {
     /// # Ok(()) }
     /// ```
     pub async fn closed(&self) {
-        // Its sender goes with the rings, and so after the guest.
-        let _ = self.guest_gone.clone().wait_for(|gone| *gone).await;
+        self.guest_gone.clone().wait().await;
     }
 }

@@ -146,9 +146,8 @@ impl ConsoleSharedState {
             .lifecycle(if quiesced { "quiesced" } else { "resumed" });
     }
 
-    /// Becomes `true` once the guest has gone. Its sender goes with the rings.
-    pub(crate) fn guest_gone(&self) -> watch::Receiver<bool> {
-        self.guest_gone.subscribe()
+    pub(crate) fn guest_gone(&self) -> GuestGone {
+        GuestGone(self.guest_gone.subscribe())
     }
 
     /// Set once the rings are gone.
@@ -240,15 +239,18 @@ impl ConsoleSharedState {
     }
 
     /// The stream is dropped.
+    ///
+    /// Both directions end before anybody is woken, as some wakes run the caller's code.
     pub(crate) fn host_end(&self, hangs_up: bool) {
-        let had_hung_up = if hangs_up {
-            self.end_host_writing()
-        } else {
-            self.host_shut_down();
-            true
-        };
-        self.host_stop_reading();
-        if !had_hung_up {
+        self.rx_ring.close();
+        let is_news = hangs_up && !self.hung_up.swap(true, Ordering::Relaxed);
+        let unread = self.tx_ring.abandon();
+        self.host_gone.set();
+        self.rx_data.notify();
+        self.rx_room.notify();
+        self.tx_room.notify();
+        drop(unread);
+        if is_news {
             self.trace.lifecycle("the host hangs up");
         }
     }
@@ -314,19 +316,14 @@ impl ConsoleSharedState {
 
     /// Ends the host's writing: after the last byte the guest reads the end of the file.
     pub(crate) fn host_hang_up(&self) {
-        if !self.end_host_writing() {
-            self.trace.lifecycle("the host hangs up");
-        }
-    }
-
-    /// Returns whether the host had hung up before.
-    fn end_host_writing(&self) -> bool {
         self.rx_ring.close();
         // Relaxed: see `guest_read`.
         let had_hung_up = self.hung_up.swap(true, Ordering::Relaxed);
         self.rx_data.notify();
         self.rx_room.notify();
-        had_hung_up
+        if !had_hung_up {
+            self.trace.lifecycle("the host hangs up");
+        }
     }
 }
 
@@ -354,7 +351,7 @@ impl ConsoleSharedState {
         });
         let read = read?;
         // Relaxed: the end that `read` found has ordered everything before it, and the fence of the signal in
-        // `end_host_writing` makes sure that one look finds this. A host that only shut down has not hung up.
+        // `host_hang_up` makes sure that one look finds this. A host that only shut down has not hung up.
         if read == 0 && !self.hung_up.load(Ordering::Relaxed) {
             return None;
         }
@@ -428,7 +425,9 @@ impl ConsoleSharedState {
     /// The guest reads no more. What it has written is still read, until it [ends](Self::guest_end).
     #[cfg(windows)]
     pub(crate) fn guest_stop_reading(&self) -> Given {
-        self.end_rx()
+        let unread = self.rx_ring.abandon();
+        self.wake_host_writers();
+        unread
     }
 
     /// Whether the stream is gone: nobody reads or writes.
@@ -437,27 +436,31 @@ impl ConsoleSharedState {
         self.tx_ring.is_abandoned() && self.rx_ring.is_closed()
     }
 
-    fn end_rx(&self) -> Given {
-        let unread = self.rx_ring.abandon();
+    fn wake_host_writers(&self) {
         self.rx_room.notify();
         self.rx_drained.notify_after_fence();
-        unread
     }
 
     /// The guest, or krun's end of the port, has gone: the host reads what is left and then the end. Returns the host's
-    /// bytes that the guest has not taken.
+    /// bytes that the guest has not taken; [`report_guest_end`](Self::report_guest_end) follows.
+    ///
+    /// Both directions end before anybody is woken, as some wakes run the caller's code.
     pub(crate) fn guest_end(&self) -> Given {
         // First, so that writes fail once the end was read.
-        let unread = self.end_rx();
+        let unread = self.rx_ring.abandon();
         self.tx_ring.close();
         self.tx_data.notify_after_fence();
+        self.wake_host_writers();
+        unread
+    }
+
+    /// Tells those who wait for the guest's end, and the subscriber: the caller's code.
+    pub(crate) fn report_guest_end(&self) {
         let mut had_gone = true;
-        // Its waiters' wakers are the caller's code.
         foreign::run(|| had_gone = self.guest_gone.send_replace(true));
         if !had_gone {
             self.trace.lifecycle("the guest has gone");
         }
-        unread
     }
 
     /// A client of another process came in place of krun.
@@ -465,6 +468,17 @@ impl ConsoleSharedState {
     pub(crate) fn guest_was_a_stranger(&self) {
         self.trace
             .lifecycle("a client of another process was turned away");
+    }
+}
+
+/// To wait for the guest's end.
+#[derive(Clone)]
+pub(crate) struct GuestGone(watch::Receiver<bool>);
+
+impl GuestGone {
+    pub(crate) async fn wait(mut self) {
+        // The sender goes with the rings, and so after the guest.
+        let _ = foreign::guarded(self.0.wait_for(|gone| *gone)).await;
     }
 }
 

@@ -74,7 +74,7 @@ pub struct RingStats {
     /// Total bytes that were accepted and that nobody will read.
     ///
     /// They were left in the ring when the reader went away, or were written after that. The guest's
-    /// bytes that found no room while the port was [quiesced](crate::PortHandle::quiesce) count too,
-    /// and so do all that followed them.
+    /// bytes that found no room while the port was [quiesced](crate::PortHandle::quiesce), or within the
+    /// [stall timeout](crate::Options::stall_timeout), count too, and so do all that followed them.
     pub discarded: u64,
 }

@@ -226,7 +226,7 @@ impl AgentStream {
     /// Waits until the stream is ready in one of the ways of `interest`, and returns in which.
     ///
     /// As for tokio's streams, being ready includes having ended: a read or write then returns at once, with the end
-    /// of the file or an error. `is_read_closed` means that the guest has gone; there may be bytes left to read.
+    /// of the file or an error. `is_read_closed` means that the guest writes no more; there may be bytes left to read.
     ///
     /// # Errors
     ///
@@ -702,7 +702,7 @@ impl AgentStream {
     }
 
     /// Writes from the front of `bytes`, without a copy if that pays, and returns how much. It waits until at least one
-    /// byte fits, and advances `bytes` past what it wrote; call it again while `bytes` is not empty.
+    /// byte fits, if there are any, and advances `bytes` past what it wrote; call it again while `bytes` is not empty.
     ///
     /// Like [`Chunks`](crate::Chunks#writing), it copies less than half a chunk.
     ///

@@ -46,11 +46,10 @@ mod virtqueue;
 mod windows;
 mod worker;
 
-use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
-use std::thread;
+use std::{fmt, io, thread};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -115,9 +114,15 @@ use windows::{Console, Workers, console};
 /// }
 /// # Ok(()) }
 /// ```
-#[derive(Debug)]
 pub struct Guest {
     machine: Arc<Machine>,
+}
+
+impl fmt::Debug for Guest {
+    /// Without a lock, as the caller's code writes it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Guest").finish_non_exhaustive()
+    }
 }
 
 impl Guest {
@@ -403,11 +408,12 @@ impl Guest {
     pub async fn power_off(self) {
         self.stop_workers().await;
         self.machine.virtqueues.power_off();
-        self.machine.console().take();
+        // Dropped without the lock, as this ends the stream and runs the caller's code.
+        let console = self.machine.console().take();
+        drop(console);
     }
 }
 
-#[derive(Debug)]
 struct Machine {
     handle: PortHandle,
     /// `None` once powered off.
@@ -418,7 +424,6 @@ struct Machine {
 
 /// The state of krun's workers. krun starts them when the guest first opens the port, and after a
 /// pause restarts only those that it had stopped.
-#[derive(Debug)]
 enum Run {
     Unopened,
     Running(Workers),
@@ -495,9 +500,15 @@ impl Drop for Machine {
 /// ```
 ///
 /// [`VirtioPort`]: https://docs.rs/tokio-krun/latest/tokio_krun/agent/struct.VirtioPort.html
-#[derive(Debug)]
 pub struct GuestPort {
     machine: Arc<Machine>,
+}
+
+impl fmt::Debug for GuestPort {
+    /// Without a lock, as the caller's code writes it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GuestPort").finish_non_exhaustive()
+    }
 }
 
 impl AsyncRead for GuestPort {

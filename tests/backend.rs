@@ -538,7 +538,9 @@ async fn rule_9_without_stall_timeout_nothing_is_cut_off() {
         for limit in [None, Some(Duration::MAX), Some(ages)] {
             let (mut stream, backend) = full_pair(limit);
             let (waiting, krun) = wait_for_room(backend);
-            assert_eq!(stream.stats().tx.discarded, 0);
+            // A longer stretch only lets a defect show more often.
+            thread::sleep(Duration::from_millis(50));
+            assert_eq!(waiting.try_recv(), Err(mpsc::TryRecvError::Empty));
             stream.read_exact(&mut [0; SMALL / 2]).await.unwrap();
             waiting.recv().unwrap();
             assert_eq!(krun.join().unwrap(), 1024);

@@ -599,7 +599,7 @@ async fn pieces_that_several_tasks_write_arrive_whole() {
     const TASKS: usize = 4;
     /// The task in the upper two bits, and a count.
     fn content(task: usize, index: usize) -> u8 {
-        (task << 6 | index % 61) as u8
+        ((task << 6) | (index % 61)) as u8
     }
     watchdog(async {
         let (stream, port) = Options::new().capacity(SMALL).create().unwrap();

@@ -305,6 +305,24 @@ fn dropping_held_bytes_wakes_guest_writer() {
     });
 }
 
+/// krun's two threads wait at once: one for room, one for bytes or the end.
+#[test]
+fn dropped_stream_wakes_guest_writer_and_reader() {
+    bounded(2).check(|| {
+        let shared = ends(2);
+        assert_eq!(shared.guest_write(&[1, 2]), Some(2));
+        let tx = spawn(&shared, |shared| assert_eq!(guest_writes(shared, &[3]), 1));
+        let rx = spawn(&shared, |shared| {
+            let look = || shared.guest_read(&mut [0]);
+            assert_eq!(until(&shared.rx_data, look), 0);
+        });
+        shared.host_end(true);
+        tx.join().unwrap();
+        rx.join().unwrap();
+        assert_eq!(shared.stats().tx.discarded, 3);
+    });
+}
+
 /// A host whose write waits for room.
 fn host_waits_to_write(shared: &ConsoleSharedState) -> io::Result<usize> {
     let rx_room = &shared.rx_room;

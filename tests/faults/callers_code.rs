@@ -461,10 +461,23 @@ async fn waker_of_closed_blocks() {
 async fn waker_of_closed_panics() {
     let (mut stream, backend) = pair();
     {
-        let waker = waker(|| panic!("from the caller's waker"));
+        let panics = waker(|| panic!("from the caller's waker"));
         let mut closed = Box::pin(stream.closed());
-        assert_pending!(closed.as_mut().poll_unpin(&mut Context::from_waker(&waker)));
+        assert_pending!(
+            closed
+                .as_mut()
+                .poll_unpin(&mut Context::from_waker(&panics))
+        );
+        let mut others = [(); 100].map(|()| tokio_test::task::spawn(stream.closed()));
+        others
+            .iter_mut()
+            .for_each(|other| assert_pending!(other.poll()));
         drop(backend);
+        // The panic keeps nobody else from being woken.
+        for other in &mut others {
+            assert!(other.is_woken());
+            assert!(other.poll().is_ready());
+        }
     }
     assert_eq!(stream.read(&mut [0; 8]).await.unwrap(), 0);
 }

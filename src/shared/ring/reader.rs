@@ -253,10 +253,6 @@ impl Given {
             self.rest.push(bytes);
         }
     }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        self.first.is_none()
-    }
 }
 
 impl Drop for Given {

@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 
 use super::WakePipe;
 use crate::error::Error;
-use crate::shared::{ConsoleSharedState, Given, Wake};
+use crate::shared::{ConsoleSharedState, Wake};
 
 /// How long the answer to an empty write takes; see rule 8.
 const EMPTY_WRITE: Duration = Duration::from_millis(100);
@@ -59,7 +59,7 @@ pub(crate) struct PortOptions {}
 ///    everything.
 /// 8. `write(&[])` queues nothing. No driver sends an empty descriptor. If a guest does, krun offers the same one again
 ///    and again, and between tries looks whether the port is to stop. So `write` returns `Ok(0)`, but only after 100 ms.
-///    This is the only timed wait of krun's threads here, and no guest that keeps to virtio causes it.
+///    No guest that keeps to virtio causes this wait.
 /// 9. `wait_until_writable` sleeps until half the ring is free, or less once everything was read; for at most
 ///    [`Options::stall_timeout`](crate::Options::stall_timeout), if there is one.
 /// 10. [`PortHandle::quiesce`](crate::PortHandle::quiesce) releases a `write` that waits: krun joins the thread that waits
@@ -346,7 +346,9 @@ impl msb_krun::ConsolePortBackend for AgentConsoleBackend {
 
 impl Drop for AgentConsoleBackend {
     fn drop(&mut self) {
-        drop(self.shared.guest_end());
+        let unread = self.shared.guest_end();
+        self.shared.report_guest_end();
+        drop(unread);
     }
 }
 
@@ -355,9 +357,16 @@ impl Drop for AgentConsoleBackend {
 pub(crate) struct GuestEnd(Weak<ConsoleSharedState>);
 
 impl GuestEnd {
-    /// The host reads what is left and then the end. Returns the host's bytes that the guest has not taken.
-    pub(crate) fn end(&self) -> Option<Given> {
-        self.0.upgrade().map(|shared| shared.guest_end())
+    /// The host reads what is left and then the end. Returns what is left to do, which runs the caller's code.
+    pub(crate) fn end(&self) -> impl FnOnce() + Send + use<> {
+        let shared = self.0.upgrade();
+        let unread = shared.as_ref().map(|shared| shared.guest_end());
+        move || {
+            if let Some(shared) = shared {
+                shared.report_guest_end();
+            }
+            drop(unread);
+        }
     }
 
     pub(crate) fn wait_until_host_stops_reading(&self, limit: Duration) {

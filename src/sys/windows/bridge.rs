@@ -10,7 +10,7 @@ use tokio::task::AbortHandle;
 
 use super::pipe;
 use crate::error::Error;
-use crate::shared::{ConsoleSharedState, Given};
+use crate::shared::ConsoleSharedState;
 #[cfg(feature = "test-util")]
 use crate::test_util::Taken;
 use carrier::Carrier;
@@ -43,7 +43,8 @@ pub(crate) struct PortOptions {
 ///
 /// # How it waits
 ///
-/// Without a timer, and without polling: for the pipe by tokio's readiness, for the rings by their wakes. While the guest's
+/// Without polling: for the pipe by tokio's readiness, for the rings by their wakes. Two waits have a time limit: the quiet
+/// time at a hang-up (see below) and [`Options::stall_timeout`](crate::Options::stall_timeout). While the guest's
 /// bytes find no room the bridge does not read from the pipe, so krun's thread blocks in its write once the pipe is full.
 ///
 /// # What is bounded
@@ -215,8 +216,10 @@ impl AgentConsolePipeBridge {
 impl Drop for AgentConsolePipeBridge {
     fn drop(&mut self) {
         if let Some(task) = &self.task {
-            drop(self.shared.guest_end());
+            let unread = self.shared.guest_end();
             task.abort();
+            self.shared.report_guest_end();
+            drop(unread);
         }
     }
 }
@@ -229,12 +232,13 @@ pub(crate) struct GuestEnd {
 }
 
 impl GuestEnd {
-    /// The host reads what is left, in the pipe too, and then the end. Returns the host's bytes that the guest has not taken.
-    pub(crate) fn end(&self) -> Option<Given> {
+    /// The host reads what is left, in the pipe too, and then the end. Returns what is left to do, which runs the caller's
+    /// code.
+    pub(crate) fn end(&self) -> impl FnOnce() + Send + use<> {
+        self.ending.send_replace(true);
         let shared = self.shared.upgrade();
         let unread = shared.map(|shared| shared.guest_stop_reading());
-        self.ending.send_replace(true);
-        unread
+        move || drop(unread)
     }
 
     pub(crate) fn wait_until_host_stops_reading(&self, limit: Duration) {

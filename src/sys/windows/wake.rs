@@ -1,15 +1,14 @@
 //! What each side sleeps on: a wake for tasks, of any runtime.
 
-use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
+use std::{fmt, io};
 
 use tokio::sync::Notify;
 
 use crate::foreign;
 use crate::shared::{Signal, Wake};
 
-#[derive(Debug)]
 pub(crate) struct TaskWake {
     /// For any number of tasks: each is woken.
     waiting: Notify,
@@ -17,7 +16,7 @@ pub(crate) struct TaskWake {
     polling: Mutex<Polling>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Polling {
     signalled: bool,
     task: Option<Waker>,
@@ -48,7 +47,7 @@ impl TaskWake {
 
     /// Ready once there was a signal since this call, which may be before the first poll.
     fn signalled(&self) -> impl Future<Output = ()> {
-        self.waiting.notified()
+        foreign::guarded(self.waiting.notified())
     }
 
     fn polling(&self) -> MutexGuard<'_, Polling> {
@@ -69,6 +68,13 @@ impl Wake for TaskWake {
             }
         });
         foreign::run(|| self.waiting.notify_waiters());
+    }
+}
+
+impl fmt::Debug for TaskWake {
+    /// Without the lock, as the caller's code writes it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TaskWake").finish_non_exhaustive()
     }
 }
 

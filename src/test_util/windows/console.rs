@@ -71,6 +71,6 @@ impl Console {
 impl Drop for Console {
     fn drop(&mut self) {
         drop(self.pipe.take());
-        drop(self.end.end());
+        self.end.end()();
     }
 }

@@ -7,13 +7,13 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::Interest;
 use tokio::net::windows::named_pipe::NamedPipeServer;
 use tokio::sync::watch;
 
-use crate::shared::ConsoleSharedState;
+use crate::shared::{ConsoleSharedState, Given};
 use crate::sys::windows::{pipe, until};
 #[cfg(feature = "test-util")]
 use crate::test_util::Taken;
@@ -31,6 +31,9 @@ pub(super) struct Carrier {
     shared: Arc<ConsoleSharedState>,
     #[cfg(feature = "test-util")]
     taken: Arc<Taken>,
+    /// The host's bytes that the guest has not taken. The last field: dropping them runs the caller's code, and the pipe
+    /// closes first.
+    unread: Given,
 }
 
 impl Carrier {
@@ -40,6 +43,7 @@ impl Carrier {
             shared,
             #[cfg(feature = "test-util")]
             taken: Arc::default(),
+            unread: Given::default(),
         }
     }
 
@@ -74,8 +78,9 @@ impl Carrier {
             if pipe::client_is_this_process(&self.server) {
                 return Ok(());
             }
+            let disconnected = self.server.disconnect();
             self.shared.guest_was_a_stranger();
-            self.server.disconnect()?;
+            disconnected?;
         }
     }
 
@@ -94,7 +99,9 @@ impl Carrier {
             let bytes = piece.split_at(length).0;
             if self.write(bytes).await.is_err() {
                 // krun's end has gone: what it had written is still to be read.
-                drop(shared.guest_stop_reading());
+                let unread = shared.guest_stop_reading();
+                // Elsewhere: it runs the caller's code, and this task goes on to read.
+                tokio::task::spawn_blocking(move || drop(unread));
                 return pending().await;
             }
             // The end. Writing nothing has waited until the pipe has taken what was written before.
@@ -136,9 +143,10 @@ impl Carrier {
 
 impl Drop for Carrier {
     fn drop(&mut self) {
-        drop(self.shared.guest_end());
+        self.unread = self.shared.guest_end();
         #[cfg(feature = "test-util")]
         self.taken.end();
+        self.shared.report_guest_end();
     }
 }
 
@@ -180,16 +188,25 @@ impl Inbound<'_> {
 
     /// Returns once the guest has written nothing for a while.
     async fn until_quiet(&mut self) {
+        // Not tokio's timer, which the runtime may not have. One sleep at a time, whatever the guest does meanwhile.
+        let sleep = |time| tokio::task::spawn_blocking(move || thread::sleep(time));
+        let mut sleeping = sleep(QUIET);
         self.push().await;
+        let mut wrote_last = Instant::now();
         loop {
             match self.read() {
-                Read::Taken => self.push().await,
+                Read::Taken => {
+                    self.push().await;
+                    wrote_last = Instant::now();
+                }
                 Read::NotReady => {
-                    // Not tokio's timer, which the runtime may not have.
-                    let quiet = tokio::task::spawn_blocking(|| thread::sleep(QUIET));
-                    match first(self.carrier.server.readable(), quiet).await {
+                    match first(self.carrier.server.readable(), &mut sleeping).await {
                         First::Left(Ok(())) => {}
-                        First::Left(Err(_)) | First::Right(_) => return,
+                        First::Left(Err(_)) => return,
+                        First::Right(_) => match QUIET.checked_sub(wrote_last.elapsed()) {
+                            None | Some(Duration::ZERO) => return,
+                            Some(left) => sleeping = sleep(left),
+                        },
                     }
                 }
                 Read::Empty | Read::Ended => return,
