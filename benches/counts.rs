@@ -127,7 +127,7 @@ const TRANSPORTS: [(&str, RunJob); 5] = [
     (Piper::NAME, Job::run::<Piper>),
 ];
 
-/// The work of one child, which it gets as arguments.
+/// The work of one child process, which gets it as arguments.
 #[derive(Clone, Copy)]
 struct Child {
     job: usize,

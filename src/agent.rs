@@ -28,6 +28,7 @@
 //! ```
 
 mod find;
+mod mount;
 mod uevents;
 
 use std::future::Future;
@@ -41,6 +42,8 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::{Errno, retry_on_intr};
 use tokio::io::unix::{AsyncFd, AsyncFdReadyGuard};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, Ready};
+
+pub use mount::mount_filesystems;
 
 /// A virtio-console port in a Linux guest: the agent's stream to the host.
 ///
@@ -178,7 +181,15 @@ impl VirtioPort {
             let error = io::Error::from(error);
             io::Error::new(error.kind(), format!("open {}: {error}", path.display()))
         })?;
-        register(fd).map(Self)
+        register(fd).map(Self).map_err(|error| {
+            // epoll's answer to a regular file or `/dev/null`.
+            let kind = match error.kind() {
+                io::ErrorKind::PermissionDenied => io::ErrorKind::InvalidInput,
+                kind => kind,
+            };
+            let path = path.display();
+            io::Error::new(kind, format!("{path} is not a port, as it cannot be waited for: {error}"))
+        })
     }
 
     /// Takes a port that is already open, for example one that your parent process opened.

@@ -1,4 +1,4 @@
-//! The stream by chunks: `Bytes` in and out, without a copy.
+//! The stream in chunks: `Bytes` in and out, without a copy.
 
 use std::io;
 use std::pin::Pin;
@@ -14,7 +14,7 @@ use crate::split_owned::{OwnedReadHalf, OwnedWriteHalf};
 use crate::stream::AgentStream;
 
 pin_project_lite::pin_project! {
-    /// An [`AgentStream`] by chunks: a [`Stream`] of what the guest sends and a [`Sink`] of [`Bytes`] for it, without
+    /// An [`AgentStream`] in chunks: a [`Stream`] of what the guest sends and a [`Sink`] of [`Bytes`] for it, without
     /// copying them.
     ///
     /// ```
@@ -38,8 +38,8 @@ pin_project_lite::pin_project! {
     /// # Ok(()) }
     /// ```
     ///
-    /// It wraps an [`AgentStream`], a half of it, or a mutable borrow of either. Chunks keep the order of the byte stream,
-    /// together with what you read or write through the wrapped stream before or after.
+    /// It wraps an [`AgentStream`], a half of it, or a mutable borrow of either. You may also read and write through
+    /// the wrapped stream before or after: all bytes keep their order.
     ///
     /// # Reading
     ///
@@ -49,17 +49,17 @@ pin_project_lite::pin_project! {
     /// room is left than it sends at once, which is up to 32 KiB for Linux. So copy out a message that may be as large as
     /// the capacity.
     ///
-    /// Less than half a chunk is copied instead, and then belongs to you. A chunk has 64 KiB in a stream of 512 KiB or more,
-    /// and an eighth of a smaller capacity. Either way an item costs one allocation, for its handle or for the copy. What
-    /// you hold takes at most twice the memory that is counted.
+    /// A piece of less than half a chunk is copied instead, and the copy belongs to you. A chunk has 64 KiB, or an eighth of
+    /// the capacity if that is less. Either way an item costs one allocation, for its handle or for the copy. The items that
+    /// you hold take at most twice the memory that is counted.
     ///
     /// After an error the stream ends.
     ///
     /// # Writing
     ///
     /// [`Bytes`] go into the ring as they are, in pieces if there is not enough room, and are dropped when the guest has
-    /// taken them. Less than half a chunk is copied instead, so that small items share storage. Larger items are copied too
-    /// while so many of them wait in the ring that the ring could not hold its capacity otherwise. Flushing waits until
+    /// taken them. An item of less than half a chunk is copied instead, so that small items share storage. Larger items are
+    /// copied too if so many items wait in the ring that it could not otherwise hold its capacity. Flushing waits until
     /// the item is in the ring; see [Flushing](crate::AgentStream#flushing).
     ///
     /// krun's thread may drop an item. If you made it from a type of your own ([`Bytes::from_owner`]), that type's `drop`
@@ -196,7 +196,7 @@ impl<S> Chunks<S> {
     }
 }
 
-/// A stream that can be read by chunks: [`AgentStream`], its reading halves, and mutable borrows of them.
+/// A stream that can be read in chunks: [`AgentStream`], its reading halves, and mutable borrows of them.
 ///
 /// This trait is sealed.
 ///
@@ -228,7 +228,7 @@ impl<S> Chunks<S> {
 /// ```
 pub trait ReadChunks: sealed::AsHost {}
 
-/// A stream that can be written by chunks: [`AgentStream`], its writing halves, and mutable borrows of them.
+/// A stream that can be written in chunks: [`AgentStream`], its writing halves, and mutable borrows of them.
 ///
 /// This trait is sealed.
 ///

@@ -1,6 +1,6 @@
 //! Running the caller's code: the drop of its `Bytes`, its wakers, its `tracing` subscriber.
 //!
-//! Such code may come back to the same stream, block, or panic. So it runs while no lock of ours is held, and after every
+//! Such code may use the same stream, block, or panic. So it runs while no lock of ours is held, and after every
 //! end and wake that it could hold up. `docs/architecture.md` lists every place.
 
 use std::future::poll_fn;

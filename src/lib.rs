@@ -9,6 +9,7 @@
 //! # #[cfg(feature = "msb_krun")]
 //! # #[tokio::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! use std::time::Duration;
+//! use std::{env, process, thread};
 //!
 //! use bytes::Bytes;
 //! use futures::{SinkExt, StreamExt};
@@ -16,18 +17,21 @@
 //! use tokio_krun::AgentStream;
 //! use tokio_util::codec::{Framed, LengthDelimitedCodec};
 //!
+//! let krunfw = env::var("KRUNFW")?; // such as /usr/lib64/libkrunfw.so.5
+//! let root = env::var("GUEST_ROOT")?; // a folder with the agent in it, as `agent`
+//!
 //! let (stream, port) = AgentStream::pair()?;
 //! let vm = VmBuilder::new()
-//!     .fs(|fs| fs.root("/path/to/rootfs"))
-//!     .exec(|exec| exec.path("/agent"))
+//!     .kernel(|k| k.krunfw_path(krunfw).init_path("/agent"))
+//!     .fs(|fs| fs.root(root))
 //!     .on_exit(port.exit_hook(Duration::from_secs(10))) // before `attach`, which takes the port
 //!     .console(|console| port.attach(console, "agent"))
 //!     .build()?;
-//! std::thread::spawn(move || {
+//! thread::spawn(move || {
 //!     // Returns only if the VM could not start: krun ends the process with its VM.
 //!     let error = vm.enter().unwrap_err();
 //!     eprintln!("the VM did not start: {error}");
-//!     std::process::exit(1);
+//!     process::exit(1);
 //! });
 //!
 //! let mut frames = Framed::new(stream, LengthDelimitedCodec::new());
@@ -45,10 +49,13 @@
 //! into the `tx_ring`, and a read copies it out. A write copies into the `rx_ring`, and krun's RX thread copies from there into
 //! the guest's buffers. [`Chunks`] reads and writes without the host's copy.
 //!
-//! Both rings are bounded in bytes, and neither side waits while the other copies. A side that finds nothing to do arms a wake
-//! and sleeps, and the other side pays for a wake only then. Nothing polls, unless you ask for it with [`Options::busy_poll`].
-//! Three waits have a time limit: the [exit hook](AgentPort::exit_hook) and, if you set it, [`Options::stall_timeout`] have
-//! yours, and krun's answer to an empty descriptor, which breaks virtio's rules, takes 100 ms.
+//! Both rings are bounded in bytes, and neither side waits while the other copies. A side that finds nothing to do asks for a
+//! wake and sleeps. Only then does the other side pay for a wake. Nothing polls, unless you ask for it with
+//! [`Options::busy_poll`].
+//!
+//! Three waits have a time limit. You set that of the [exit hook](AgentPort::exit_hook), and you may set
+//! [`Options::stall_timeout`]. The third is fixed: an empty descriptor breaks virtio's rules, and krun gets its answer to one
+//! after 100 ms.
 //!
 //! On Windows krun opens a named pipe, and a task carries the bytes between it and the same rings. A hang-up there also waits
 //! until the guest has written nothing for half a second.
@@ -59,18 +66,18 @@
 //!
 //! # Ends
 //!
-//! An end comes after everything that was written before it, as far as krun has handed that over.
+//! A reader gets everything that was written before an end, as far as krun has handed it over, and then the end.
 //!
 //! - You end writing: [`shutdown`]. The guest does not notice, and your reads go on.
-//! - You hang up: [`hang_up`](AgentStream::hang_up), or drop the stream. The guest reads the end of the file, and from then on
-//!   it cannot write, for good.
-//! - The guest powers off, or the VM is dropped: reads return what is left and then the end of the file, and writes fail with
+//! - You hang up: [`hang_up`](AgentStream::hang_up), or drop the stream. The guest reads end of file, and can never write
+//!   again.
+//! - The guest powers off, or the VM is dropped: reads return what is left and then end of file, and writes fail with
 //!   `BrokenPipe`. The port's [exit hook](AgentPort::exit_hook) gives you time to read before krun ends the process.
 //! - The guest closes its port: you cannot detect that, as krun does not report it.
 //!
 //! The [whole table](AgentStream#ends) includes the halves and what is different on Windows.
 //!
-//! # One VM a process
+//! # One VM per process
 //!
 //! krun ends the process with its VM, so run one VM in each process. A VM may have several ports, each with a stream of its own.
 //!
@@ -84,10 +91,11 @@
 //! # #[cfg(target_os = "linux")]
 //! # mod guest {
 //! use futures::{SinkExt, StreamExt};
-//! use tokio_krun::agent::VirtioPort;
+//! use tokio_krun::agent::{self, VirtioPort};
 //! use tokio_util::codec::{Framed, LengthDelimitedCodec};
 //!
 //! async fn agent() -> std::io::Result<()> {
+//!     agent::mount_filesystems()?; // for an agent that is the guest's init
 //!     let port = VirtioPort::open("agent").await?;
 //!     let mut frames = Framed::new(port, LengthDelimitedCodec::new());
 //!     while let Some(request) = frames.next().await.transpose()? {
@@ -129,12 +137,13 @@
 //! As with a socket, a little room does not wake a waiting writer. It is woken once half of the capacity is free, or once
 //! everything was read. For example, a stream with a capacity of 32 KiB holds 30,000 bytes, so the guest's write of 3,000 more
 //! waits. You read 1,000 bytes: now the write would fit, but it goes on waiting, until 16 KiB are free or the stream is empty.
-//! While you read on, you do not notice. But a protocol can stall that reads one frame and then waits elsewhere for what the
-//! guest does after its next write. So read until you have what you need, or choose a capacity that holds all that the guest
-//! may send meanwhile: at least two frames.
 //!
-//! Unlike with a socket, dropping the writing half of `into_split` does not reach the guest. Its agent may then wait forever for
-//! the next request, and your reading half for the answer. Let the task that writes last
+//! If you keep reading, you do not notice. But suppose that you read one frame and then wait elsewhere for something that the
+//! guest does only after its next write. Then both sides can wait forever. So read until you have what you need. Or choose a
+//! capacity that holds all that the guest may send meanwhile: at least two frames.
+//!
+//! Unlike with a socket, dropping the writing half of `into_split` does not give the guest an end of file. Its agent may then
+//! wait forever for the next request, and your reading half for the answer. Let the task that writes last
 //! [hang up](OwnedWriteHalf::hang_up), or stop both tasks.
 //!
 //! [`write`]: https://docs.rs/tokio/1/tokio/io/trait.AsyncWriteExt.html#method.write
@@ -173,26 +182,31 @@
 //! # asks_for_uptime();
 //! ```
 //!
-//! A guest that powers off loses what its device still has, here as in a VM. A test that needs the agent's last words waits for
-//! `Guest::drained` first.
+//! A guest that powers off loses what its device still holds, here as in a VM. If your test needs the agent's last words,
+//! wait for `Guest::drained` first.
 //!
 //! [`test_util::Guest`]: https://docs.rs/tokio-krun/latest/tokio_krun/test_util/struct.Guest.html
 //!
 //! # Troubleshooting
 //!
+//! - **The stream ends at once, or the process ends without a word.** The guest did not boot. `Vm::enter`'s error tells what
+//!   krun could not start with, such as a libkrunfw that it does not find. `ConsoleBuilder::output` writes the guest's console
+//!   to a file, where its kernel's panic shows: error -8 for an init of another architecture, -2 for one that is not in the
+//!   root. krun logs with the crate `log`: a KVM that cannot run the guest's kernel shows there as
+//!   `KVM_EXIT_INTERNAL_ERROR`.
 //! - **Nothing arrives, either way.** Wait for [`guest_opened`](AgentStream::guest_opened). If it never returns, the agent has
 //!   not opened the port. In the guest, `/sys/class/virtio-ports/*/name` must list the name that you gave to
-//!   [`AgentPort::attach`], and `/dev` the `vportNpM` of that entry. If `guest_opened` fails, the VM has ended before.
+//!   [`AgentPort::attach`], and `/dev` the `vportNpM` of that entry. If `guest_opened` fails, the VM ended first.
 //! - **The guest opened its port, but nothing that it writes arrives.** Look at `stats().tx`. If it has `queued` bytes, nobody
 //!   on the host reads them. If it has no bytes at all, they are still in the guest, for instance in a `stdout` that is not
 //!   flushed.
 //! - **The agent hangs in `write`.** Either the host does not read (`stats().tx.full` counts), or the host has hung up. After a
 //!   hang-up, Linux lets nobody write to the port, and a blocking write never returns. Use [`agent::VirtioPort`]: at a hang-up
-//!   its reads return the end of the file and its writes fail with `BrokenPipe`. In another language, open the port with
+//!   its reads return end of file and its writes fail with `BrokenPipe`. In another language, open the port with
 //!   `O_NONBLOCK` and use `poll`, where a hang-up is `POLLHUP`.
-//! - **The last bytes before a power-off are missing.** What krun had not handed over is lost with the VM. Let the agent wait for
-//!   an answer to its last words, and give the VM the port's [exit hook](AgentPort::exit_hook).
-//! - **The process ends before the end of the file is read.** krun ends it with the VM. Use the exit hook.
+//! - **The last bytes before a power-off are missing.** What krun had not handed over is lost with the VM. Let the agent wait
+//!   for an answer to its last words, and give the VM the port's [exit hook](AgentPort::exit_hook).
+//! - **The process ends before you read end of file.** krun ends it with the VM. Use the exit hook.
 //! - **The guest has powered off, but the process does not end.** The stream is full, and you keep it without reading. krun joins
 //!   its TX thread, which waits for room, before it runs any exit hook. So the hook's limit does not help: it begins only when the
 //!   hook runs. Read on, drop the stream, or set [`Options::stall_timeout`], which bounds the wait.
@@ -200,8 +214,8 @@
 //!   [`quiesce`](PortHandle::quiesce) the port. Before a checkpoint, pause the vCPUs first.
 //! - **Reads fail with `UnexpectedEof`.** The guest's bytes found no room and were discarded from there on: either the
 //!   [`stall_timeout`](Options::stall_timeout) passed, or the port was [quiesced](PortHandle::quiesce) while the vCPUs ran.
-//! - **A frame is wrong after the agent was restarted.** Your codec took the rest of the first life's frame from the second life.
-//!   See [`guest_opened`](AgentStream::guest_opened).
+//! - **A frame is wrong after the agent was restarted.** The agent stopped in the middle of a frame, and your codec completed
+//!   that frame with bytes of the restarted agent. See [`guest_opened`](AgentStream::guest_opened).
 //!
 //! # Features
 //!
@@ -219,9 +233,9 @@
 //!
 //! # Security
 //!
-//! The guest is not trusted. Whatever it sends, its cost in memory is bounded ([`Options::capacity`]), no call of it panics, and
-//! no byte of an earlier message ever shows up in a later one. Descriptors are close-on-exec. On Windows the pipe admits only
-//! this process.
+//! The guest is not trusted. Whatever it sends, the memory that it costs is bounded ([`Options::capacity`]), it makes no
+//! call of this crate panic, and no byte of an earlier message ever shows up in a later one. Descriptors are close-on-exec.
+//! On Windows the pipe admits only this process.
 
 #![warn(missing_docs, unreachable_pub)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
@@ -252,7 +266,7 @@ pub mod test_util;
 pub mod tonic014;
 mod trace;
 
-/// Compiles its examples.
+/// Compiles the examples in `docs/migration.md`.
 #[cfg(doctest)]
 #[doc = include_str!("../docs/migration.md")]
 struct Migration;

@@ -320,8 +320,8 @@ impl AgentPort {
 fn exit_hook_for(ports: Vec<GuestEnd>, limit: Duration) -> impl Fn(i32) + Send + Sync + 'static {
     move |_exit_code| {
         let began = Instant::now();
-        // What is left to do runs the caller's code, which may take any time. So that is for another thread, once all
-        // ports have ended. (If there can be no thread, nobody is told, and krun ends the process.)
+        // The rest runs the caller's code, which may take any time. So another thread runs it, once all ports have ended.
+        // (If no thread can start, the tasks in `closed()` are not woken, and krun ends the process.)
         let rest: Vec<_> = ports.iter().map(GuestEnd::end).collect();
         let _ = thread::Builder::new().spawn(|| rest.into_iter().for_each(|rest| rest()));
         for port in &ports {
@@ -361,7 +361,7 @@ pub struct PortHandle {
 }
 
 impl fmt::Debug for PortHandle {
-    /// Without a lock, as the caller's code writes it.
+    /// Takes no lock, because the formatter may run the caller's code.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PortHandle")
             .field("stats", &self.stats())

@@ -38,17 +38,17 @@ use crate::stats::Stats;
 /// # Ok(()) }
 /// ```
 ///
-/// Each direction holds [`Options::capacity`] bytes. A write waits while the guest has not taken enough of what you
-/// wrote before. The guest's writes wait while you do not read.
+/// Each direction holds [`Options::capacity`] bytes. When a direction is full, its writer waits: you wait until the guest
+/// has taken enough, and the guest waits until you have read enough.
 ///
 /// # Ends
 ///
 /// | event | the stream | the guest |
 /// | --- | --- | --- |
 /// | [`shutdown`] | writes fail with `BrokenPipe`, reads go on | reads everything written before, and sees no end |
-/// | [`hang_up`](Self::hang_up) | writes fail with `BrokenPipe`, reads go on | reads everything written before, then the end of the file; its own writes fail from then on, and a blocking one never returns |
+/// | [`hang_up`](Self::hang_up) | writes fail with `BrokenPipe`, reads go on | reads everything written before, then end of file; its own writes fail from then on, and a blocking one never returns |
 /// | dropped | – | the same as for `hang_up`, unless [turned off](Options::hang_up_on_drop); its writes are discarded and [counted](crate::RingStats::discarded) |
-/// | the guest powers off | reads what is left, then the end of the file; by then writes fail with `BrokenPipe` | – |
+/// | the guest powers off | reads what is left, then end of file; by then writes fail with `BrokenPipe` | – |
 /// | the VM or the port is dropped | the same | – |
 ///
 /// On Windows the port is a pipe, which has one end for both directions. After a hang-up, reads end too, once
@@ -57,7 +57,7 @@ use crate::stats::Stats;
 /// krun ends the process when the guest powers off, so use the port's [exit hook](AgentPort::exit_hook). You cannot
 /// detect that the guest closed its port: krun does not report it.
 ///
-/// `shutdown` does not hang up because a hang-up would silence the guest as well: Linux' `virtio_console` lets nobody
+/// `shutdown` does not hang up because the guest cannot write after a hang-up: Linux's `virtio_console` lets nobody
 /// write to a port whose host has gone. So a protocol that waits for the other side's half-close, such as
 /// [`copy_bidirectional`], needs a message of its own for that. You cannot use a port again after a hang-up: one port,
 /// one stream.
@@ -223,15 +223,15 @@ impl AgentStream {
         split_owned::into_split(self.host)
     }
 
-    /// Waits until the stream is ready in one of the ways of `interest`, and returns in which.
+    /// Waits until the stream is ready for something that `interest` asks for, and returns what it is ready for.
     ///
-    /// As for tokio's streams, being ready includes having ended: a read or write then returns at once, with the end
-    /// of the file or an error. `is_read_closed` means that the guest writes no more; there may be bytes left to read.
+    /// As for tokio's streams, being ready includes having ended: a read or write then returns at once, with end
+    /// of file or an error. `is_read_closed` means that the guest writes no more; there may be bytes left to read.
     ///
     /// # Errors
     ///
-    /// If the stream's runtime has shut down; [`InvalidInput`](io::ErrorKind::InvalidInput) if `interest` is in
-    /// neither reading nor writing, as nothing else ever happens here.
+    /// If the stream's runtime has shut down; [`InvalidInput`](io::ErrorKind::InvalidInput) if `interest` asks
+    /// for neither reading nor writing, because a stream is never ready for anything else.
     ///
     /// # Cancel safety
     ///
@@ -316,7 +316,7 @@ impl AgentStream {
 
 /// Reading.
 impl AgentStream {
-    /// Waits until there is something to read, or the end of the file.
+    /// Waits until there is something to read, or end of file.
     ///
     /// Usually followed by [`try_read`](Self::try_read), which may still find nothing if another task was faster. Any
     /// number of tasks may wait; all are woken.
@@ -356,8 +356,8 @@ impl AgentStream {
         self.ready(Interest::READABLE).await.map(drop)
     }
 
-    /// Polls for something to read, or the end of the file. Wakes the last task that polled for reading, by this or by
-    /// a read.
+    /// Polls for something to read, or end of file. Only the last task that polled for reading is woken, whether it
+    /// polled this or a read.
     ///
     /// # Errors
     ///
@@ -390,7 +390,7 @@ impl AgentStream {
         self.host.poll_read_ready(cx)
     }
 
-    /// Reads what there is, across chunks, without waiting. `Ok(0)` means the end of the file, or an empty `buf`.
+    /// Reads what there is, across chunks, without waiting. `Ok(0)` means end of file, or an empty `buf`.
     ///
     /// # Errors
     ///
@@ -424,8 +424,8 @@ impl AgentStream {
 
     /// Like [`try_read`](Self::try_read), into a buffer that advances and may grow.
     ///
-    /// One call reads no more than fits without growing. A buffer without room grows first, a `Vec` or `BytesMut` by 64
-    /// bytes; so give it the capacity that you want to read.
+    /// One call reads no more than fits into the buffer without growing it. If the buffer has no room, it grows first: a
+    /// `Vec` or `BytesMut` by 64 bytes. So reserve as much as you want to read.
     ///
     /// # Errors
     ///
@@ -494,9 +494,12 @@ impl AgentStream {
     ///
     /// # An agent that restarts
     ///
-    /// This returns once for all lives of the agent, because krun does not report that the guest closed its port. If the
-    /// agent dies in the middle of a frame, its next life can finish it: your codec then returns one valid frame with bytes
-    /// of both. In the other direction, the next life may start in the middle of a frame of yours.
+    /// You do not see a restart here, because krun does not report that the guest closed its port. Once this has returned,
+    /// it returns at once for every later agent, too.
+    ///
+    /// If the agent dies in the middle of a frame, the restarted agent can complete that frame. Your codec then returns one
+    /// valid frame with bytes of both. In the other direction, the restarted agent may begin to read in the middle of a
+    /// frame of yours.
     ///
     /// If your agent may restart, let both sides find the start of a frame again. Send a mark and a new random id, and
     /// discard everything until the agent's answer with that id. Then go on with a new codec and the bytes that came after
@@ -570,7 +573,7 @@ impl AgentStream {
 
 /// Writing.
 impl AgentStream {
-    /// Waits until there is room to write, or the stream takes no more.
+    /// Waits until there is room to write, or until writes fail.
     ///
     /// Usually followed by [`try_write`](Self::try_write), which may still find no room if another task was faster. Any
     /// number of tasks may wait; all are woken, once half of the capacity is free.
@@ -611,7 +614,7 @@ impl AgentStream {
         self.ready(Interest::WRITABLE).await.map(drop)
     }
 
-    /// Polls for room to write. Wakes the last task that polled for writing, by this or by a write.
+    /// Polls for room to write. Only the last task that polled for writing is woken, whether it polled this or a write.
     ///
     /// # Errors
     ///
@@ -701,10 +704,10 @@ impl AgentStream {
         self.host.try_write(bufs)
     }
 
-    /// Writes from the front of `bytes`, without a copy if that pays, and returns how much. It waits until at least one
-    /// byte fits, if there are any, and advances `bytes` past what it wrote; call it again while `bytes` is not empty.
+    /// Writes from the front of `bytes`, without a copy if that pays, and returns how many bytes it wrote.
     ///
-    /// Like [`Chunks`](crate::Chunks#writing), it copies less than half a chunk.
+    /// It waits until at least one byte fits, unless `bytes` is empty. It advances `bytes` past what it wrote; call it again
+    /// while `bytes` is not empty. Like [`Chunks`](crate::Chunks#writing), it copies a piece of less than half a chunk.
     ///
     /// # Errors
     ///
@@ -713,8 +716,8 @@ impl AgentStream {
     ///
     /// # Cancel safety
     ///
-    /// Cancel safe: if it is dropped while it waits, nothing was written and `bytes` is unchanged. Nothing is left behind to
-    /// go out later, as with a `Sink`.
+    /// Cancel safe: if it is dropped while it waits, nothing was written and `bytes` is unchanged. With a `Sink`, an item
+    /// could stay behind and go out later; here, nothing does.
     ///
     /// # Examples
     ///
@@ -777,7 +780,7 @@ impl AgentStream {
         self.host.drained().await
     }
 
-    /// Hangs up: the guest reads everything that was written and then the end of the file, for good. Returns at once.
+    /// Hangs up: the guest reads everything that was written and then end of file, for good. Returns at once.
     /// Further writes fail with [`BrokenPipe`](io::ErrorKind::BrokenPipe).
     ///
     /// Reads go on, but the guest's kernel lets the guest write no more, and a blocking write in the guest never
@@ -798,7 +801,7 @@ impl AgentStream {
     /// stream.hang_up();
     ///
     /// let mut heard = String::new();
-    /// agent.read_to_string(&mut heard).await?; // to the end of the file
+    /// agent.read_to_string(&mut heard).await?; // to end of file
     /// assert_eq!(heard, "goodbye");
     /// let error = stream.write_all(b"one more thing").await.unwrap_err();
     /// assert_eq!(error.kind(), ErrorKind::BrokenPipe);

@@ -119,7 +119,7 @@ pub struct Guest {
 }
 
 impl fmt::Debug for Guest {
-    /// Without a lock, as the caller's code writes it.
+    /// Takes no lock, because the formatter may run the caller's code.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Guest").finish_non_exhaustive()
     }
@@ -505,7 +505,7 @@ pub struct GuestPort {
 }
 
 impl fmt::Debug for GuestPort {
-    /// Without a lock, as the caller's code writes it.
+    /// Takes no lock, because the formatter may run the caller's code.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("GuestPort").finish_non_exhaustive()
     }

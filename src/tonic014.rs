@@ -54,8 +54,9 @@ use crate::stream::AgentStream;
 ///
 /// Pass it to tonic's
 /// [`serve_with_incoming`](https://docs.rs/tonic/0.14/tonic/transport/server/struct.Server.html#method.serve_with_incoming).
-/// That call then serves until the connection ends, and returns. With a plain stream of one connection
-/// it would return as soon as it has accepted it, and a program that ends then cuts the connection off.
+/// That call then serves until the connection ends, and returns. With a plain stream of one connection,
+/// it would return as soon as it has accepted that connection. If your program then ended, it would cut
+/// the connection off.
 ///
 /// It works on either side: with an [`AgentStream`] on the host, and with a
 /// [`VirtioPort`](https://docs.rs/tokio-krun/latest/tokio_krun/agent/struct.VirtioPort.html) in the
@@ -205,14 +206,14 @@ impl<T: Connected> Connected for Connection<T> {
     }
 }
 
-/// There is no information: the only peer is the VM's guest.
+/// Has no connection information: the only peer is the VM's guest.
 impl Connected for AgentStream {
     type ConnectInfo = ();
 
     fn connect_info(&self) {}
 }
 
-/// There is no information: the only peer is the host.
+/// Has no connection information: the only peer is the host.
 #[cfg(all(feature = "agent", target_os = "linux", not(tokio_krun_loom)))]
 impl Connected for crate::agent::VirtioPort {
     type ConnectInfo = ();

@@ -105,8 +105,8 @@ async fn write_all_with_cancellation(mut half: OwnedWriteHalf, bytes: &[u8]) {
         if let Some(written) = written {
             rest = &rest[written.unwrap()..];
         }
-        // A dropped write has written nothing. While the guest takes bytes, the two counts may be of different moments,
-        // so this waits until they agree. If they never do, the watchdog ends the test.
+        // A dropped write has written nothing. While the guest takes bytes, the two counts may come from different
+        // moments, so this waits until they agree. If they never do, the watchdog ends the test.
         while half.stats().rx.bytes + half.stats().rx.queued != (bytes.len() - rest.len()) as u64 {
             tokio::task::yield_now().await;
         }

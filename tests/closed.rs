@@ -129,7 +129,7 @@ async fn dropped_closed_does_not_disturb_others() {
             assert_pending!(wait.poll());
         }
     }
-    // One that is woken and then dropped takes nothing from the others either.
+    // Dropping a wait that was already woken does not keep the others from being woken either.
     let mut woken = tokio_test::task::spawn(stream.closed());
     assert_pending!(woken.poll());
     drop(backend);

@@ -151,7 +151,7 @@ async fn ready_reports_read_closed_with_bytes_unread() {
         let ready = stream.ready(Interest::READABLE | Interest::WRITABLE);
         let write_ended = Ready::WRITABLE | Ready::WRITE_CLOSED;
         assert_eq!(ready.await.unwrap(), ended | write_ended);
-        // An end of reading says nothing to those who only write.
+        // A task that waits only for writing is not told that reading has ended.
         let ready = stream.ready(Interest::WRITABLE).await.unwrap();
         assert_eq!(ready, write_ended);
 

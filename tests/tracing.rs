@@ -152,7 +152,7 @@ fn stalling() -> (AgentStream, PortHandle, Backend) {
 }
 
 #[tokio::test]
-async fn subscriber_comes_back() {
+async fn subscriber_may_use_stream() {
     for event in EVENTS {
         let (stream, handle, backend) = stalling();
         let stream = Arc::new(stream);
@@ -178,7 +178,7 @@ async fn subscriber_comes_back() {
 }
 
 #[tokio::test]
-async fn subscriber_panics() {
+async fn subscriber_may_panic() {
     for event in EVENTS {
         let (mut stream, handle, backend) = stalling();
         let guard = at(event, || panic!("from the caller's subscriber"));
@@ -193,9 +193,9 @@ async fn subscriber_panics() {
     }
 }
 
-/// The end that an event reports was said before.
+/// The stream passes on an end before it reports the end as an event.
 #[tokio::test]
-async fn subscriber_blocks() {
+async fn subscriber_may_block() {
     let (mut stream, _, backend) = stalling();
     let (begin, begun) = mpsc::channel();
     let (release, released) = mpsc::channel();

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use super::uevents::Uevents;
 
 const PORTS: &str = "/sys/class/virtio-ports";
+const DEV: &str = "/dev";
 
 /// Waits for the device file of the port called `name`, and opens it with `open`.
 ///
@@ -20,9 +21,14 @@ pub(super) async fn open_when_present<T>(
         let Some(device) = device_of(Path::new(PORTS), name)? else {
             return Ok(None);
         };
-        match open(Path::new("/dev").join(device)) {
-            // Not created yet.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        match open(Path::new(DEV).join(device)) {
+            // Not created yet. It never will be if nothing is mounted there.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                match Path::new(DEV).join("null").exists() {
+                    true => Ok(None),
+                    false => Err(not_mounted(DEV, &error)),
+                }
+            }
             opened => opened.map(Some),
         }
     };
@@ -49,8 +55,10 @@ fn device_of(ports: &Path, wanted: &str) -> io::Result<Option<PathBuf>> {
             return Ok(None);
         }
         Err(error) => {
-            let error = io::Error::new(error.kind(), format!("{}: {error}", ports.display()));
-            return Err(error);
+            return Err(match error.kind() {
+                io::ErrorKind::NotFound => not_mounted("/sys", &error),
+                kind => io::Error::new(kind, format!("{}: {error}", ports.display())),
+            });
         }
     };
     for entry in entries {
@@ -64,6 +72,12 @@ fn device_of(ports: &Path, wanted: &str) -> io::Result<Option<PathBuf>> {
         }
     }
     Ok(None)
+}
+
+fn not_mounted(path: &str, error: &io::Error) -> io::Error {
+    let advice =
+        "an agent that is the guest's init first calls tokio_krun::agent::mount_filesystems";
+    io::Error::new(error.kind(), format!("{path} is not mounted: {advice}"))
 }
 
 /// Whether the directory above `ports` exists. It always does in a mounted sysfs.
@@ -102,6 +116,8 @@ mod tests {
         let ports = root.path().join("class/virtio-ports");
         let error = device_of(&ports, "agent").unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
-        assert!(error.to_string().contains("class/virtio-ports"), "{error}");
+        let error = error.to_string();
+        assert!(error.starts_with("/sys is not mounted"), "{error}");
+        assert!(error.contains("mount_filesystems"), "{error}");
     }
 }

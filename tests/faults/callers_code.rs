@@ -1,4 +1,4 @@
-//! The caller's code comes back to the same stream, blocks, or panics, in each place where it runs. `docs/architecture.md`
+//! The caller's code uses the same stream, blocks, or panics, in each place where it runs. `docs/architecture.md`
 //! lists the places.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -76,7 +76,7 @@ fn come_back(stream: Arc<AgentStream>, ran: mpsc::Sender<()>) -> impl FnOnce() +
 }
 
 #[tokio::test]
-async fn drop_on_kruns_thread_comes_back() {
+async fn drop_on_kruns_thread_may_use_stream() {
     watchdog(async {
         let (stream, backend) = pair();
         let stream = Arc::new(stream);
@@ -96,7 +96,7 @@ async fn drop_on_kruns_thread_comes_back() {
 
 /// The room was offered before: a waiting write goes on.
 #[tokio::test]
-async fn drop_on_kruns_thread_blocks() {
+async fn drop_on_kruns_thread_may_block() {
     watchdog(async {
         let (mut stream, backend) = pair();
         let (blocker, code) = blocker();
@@ -121,7 +121,7 @@ async fn drop_on_kruns_thread_blocks() {
 
 /// A small item is copied and dropped by the sender. krun's thread drops a large one, and its panic ends there.
 #[tokio::test]
-async fn drop_on_kruns_thread_panics() {
+async fn drop_on_kruns_thread_may_panic() {
     watchdog(async {
         let (mut stream, backend) = pair();
         let mut buffer = vec![0; SMALL];
@@ -147,7 +147,7 @@ async fn drop_on_kruns_thread_panics() {
 }
 
 #[tokio::test]
-async fn drop_of_small_item_comes_back() {
+async fn drop_of_small_item_may_use_stream() {
     watchdog(async {
         let (stream, backend) = pair();
         let stream = Arc::new(stream);
@@ -164,7 +164,7 @@ async fn drop_of_small_item_comes_back() {
 
 /// Bytes of 64 KiB have the last handle of the stream, and krun's end goes.
 #[tokio::test]
-async fn drop_at_guests_end_comes_back() {
+async fn drop_at_guests_end_may_use_stream() {
     watchdog(async {
         let (stream, port) = AgentStream::pair().unwrap();
         let backend = backend(port);
@@ -181,7 +181,7 @@ async fn drop_at_guests_end_comes_back() {
 
 /// Every end was said before: the host sees that the guest has gone.
 #[tokio::test]
-async fn drop_at_guests_end_blocks() {
+async fn drop_at_guests_end_may_block() {
     watchdog(async {
         let (mut stream, backend) = pair();
         backend.write(b"last words").unwrap();
@@ -204,7 +204,7 @@ async fn drop_at_guests_end_blocks() {
 }
 
 #[tokio::test]
-async fn drop_at_guests_end_panics() {
+async fn drop_at_guests_end_may_panic() {
     watchdog(async {
         let (mut stream, backend) = pair();
         for _ in 0..2 {
@@ -228,7 +228,7 @@ fn with_unread(code: impl FnOnce() + Send + 'static) -> (AgentStream, AgentPort)
 
 /// The bytes have the last handle of the stream, so the hook waits for nothing but their drop.
 #[tokio::test]
-async fn drop_in_exit_hook_comes_back() {
+async fn drop_in_exit_hook_may_use_stream() {
     watchdog(async {
         let (stream, port) = Options::new().capacity(SMALL).create().unwrap();
         let stream = Arc::new(stream);
@@ -245,7 +245,7 @@ async fn drop_in_exit_hook_comes_back() {
 
 /// The hook returns all the same, and has ended the other port of the VM, too.
 #[tokio::test]
-async fn drop_in_exit_hook_blocks() {
+async fn drop_in_exit_hook_may_block() {
     watchdog(async {
         let (blocker, code) = blocker();
         let (stream, port) = with_unread(code);
@@ -262,7 +262,7 @@ async fn drop_in_exit_hook_blocks() {
 }
 
 #[tokio::test]
-async fn drop_in_exit_hook_panics() {
+async fn drop_in_exit_hook_may_panic() {
     watchdog(async {
         let (mut stream, port) = with_unread(|| panic!("from the caller's bytes"));
         let hook = port.exit_hook(std::time::Duration::ZERO);
@@ -299,7 +299,7 @@ unsafe impl<C: Fn(), A: Fn()> BufMut for Buffer<C, A> {
 }
 
 #[tokio::test]
-async fn buffer_comes_back() {
+async fn buffer_may_use_stream() {
     watchdog(async {
         let (stream, backend) = pair();
         backend.write(b"hello").unwrap();
@@ -323,7 +323,7 @@ async fn buffer_comes_back() {
 
 /// krun's thread goes on meanwhile, and so does another reader.
 #[tokio::test]
-async fn buffer_blocks() {
+async fn buffer_may_block() {
     watchdog(async {
         let (stream, backend) = pair();
         let filled = fill(&backend);
@@ -357,7 +357,7 @@ async fn buffer_blocks() {
 /// Before the read, a panic loses nothing. After it, what was read is in the buffer's memory, as with a socket. Neither
 /// disturbs krun's thread.
 #[tokio::test]
-async fn buffer_panics() {
+async fn buffer_may_panic() {
     watchdog(async {
         let (mut stream, backend) = pair();
         let sent = pattern(SMALL);
@@ -411,7 +411,7 @@ fn waker(code: impl Fn() + Send + Sync + 'static) -> Waker {
 }
 
 #[tokio::test]
-async fn waker_of_closed_comes_back() {
+async fn waker_of_closed_may_use_stream() {
     let (stream, backend) = pair();
     let stream = Arc::new(stream);
     let woken = Arc::new(AtomicBool::new(false));
@@ -431,7 +431,7 @@ async fn waker_of_closed_comes_back() {
 }
 
 #[tokio::test]
-async fn waker_of_closed_blocks() {
+async fn waker_of_closed_may_block() {
     watchdog(async {
         let (mut stream, backend) = pair();
         let (blocker, code) = blocker();
@@ -458,7 +458,7 @@ async fn waker_of_closed_blocks() {
 }
 
 #[tokio::test]
-async fn waker_of_closed_panics() {
+async fn waker_of_closed_may_panic() {
     let (mut stream, backend) = pair();
     {
         let panics = waker(|| panic!("from the caller's waker"));
@@ -484,7 +484,7 @@ async fn waker_of_closed_panics() {
 
 /// On Windows the guest's thread runs it; elsewhere tokio does.
 #[tokio::test]
-async fn waker_of_read_comes_back() {
+async fn waker_of_read_may_use_stream() {
     watchdog(async {
         let (stream, backend) = pair();
         let stream = Arc::new(stream);
@@ -510,7 +510,7 @@ async fn waker_of_read_comes_back() {
 
 /// The in-process guest's workers run it.
 #[tokio::test]
-async fn waker_of_guests_port_comes_back() {
+async fn waker_of_guests_port_may_use_stream() {
     watchdog(async {
         let (mut stream, port) = AgentStream::pair().unwrap();
         let guest = Guest::boot(port);

@@ -291,7 +291,7 @@ fn check_signals(workers: usize) {
     tx_thread_2.join().unwrap();
     assert_eq!(tx_thread.join().unwrap(), 1000);
 
-    // The VM's exit hook waits for the host.
+    // A signal does not end the exit hook's wait for the host.
     let (found, hook) = mpsc::channel();
     let hook_thread = asleep(move || {
         found.send(Target::this_thread()).unwrap();

@@ -70,8 +70,8 @@ pub(super) fn client_is_this_process(server: &NamedPipeServer) -> bool {
 /// Ends the read that is always under way: with [`is_cancelled`] if the pipe is empty, or else with the bytes that it has
 /// read. This ends a write that is under way, too.
 pub(super) fn cancel_read(server: &NamedPipeServer) {
-    // SAFETY: the handle is open as long as `server` lives. The operations' memory is tokio's, which frees it when they
-    // complete. They still do.
+    // SAFETY: the handle is open as long as `server` lives. tokio owns the operations' memory and frees it when they
+    // complete. A cancelled operation completes too.
     unsafe { CancelIoEx(handle(server), ptr::null()) };
     // This fails if the read has completed meanwhile. Then that is reported like any other read.
 }

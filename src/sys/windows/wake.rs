@@ -72,7 +72,7 @@ impl Wake for TaskWake {
 }
 
 impl fmt::Debug for TaskWake {
-    /// Without the lock, as the caller's code writes it.
+    /// Takes no lock, because the formatter may run the caller's code.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TaskWake").finish_non_exhaustive()
     }

@@ -104,18 +104,18 @@ impl Carrier {
                 tokio::task::spawn_blocking(move || drop(unread));
                 return pending().await;
             }
-            // The end. Writing nothing has waited until the pipe has taken what was written before.
+            // The end. With no bytes to write, `write` has only waited until the pipe had taken all earlier ones.
             if length == 0 {
                 return;
             }
         }
     }
 
-    /// Waits until the pipe takes `bytes`, which may take a moment longer: then it is writable again.
+    /// Waits until the pipe has taken `bytes`, and until it is writable again, which may be a moment later.
     async fn write(&self, mut bytes: &[u8]) -> io::Result<()> {
         loop {
             self.server.writable().await?;
-            // Never writes nothing, which a reader takes for the end of the file.
+            // Never writes zero bytes: a reader would take that for end of file.
             if bytes.is_empty() {
                 return Ok(());
             }

@@ -111,12 +111,12 @@ unsafe fn copy_of(text: *const u16) -> String {
     let mut characters = Vec::new();
     let mut next = text;
     loop {
-        // SAFETY: the end has not come yet, by the caller's promise.
+        // SAFETY: the caller promises that the text ends with a zero, and none was read yet.
         match unsafe { next.read() } {
             0 => return String::from_utf16_lossy(&characters),
             character => characters.push(character),
         }
-        // SAFETY: there is at least the zero after what was not one.
+        // SAFETY: this character was not the zero, so at least the zero follows.
         next = unsafe { next.add(1) };
     }
 }
