@@ -188,7 +188,10 @@ impl VirtioPort {
                 kind => kind,
             };
             let path = path.display();
-            io::Error::new(kind, format!("{path} is not a port, as it cannot be waited for: {error}"))
+            io::Error::new(
+                kind,
+                format!("{path} is not a port, as it cannot be waited for: {error}"),
+            )
         })
     }
 

@@ -13,8 +13,10 @@ use std::task::{Context, Wake, Waker};
 /// Runs the caller's code. Its panic ends here, as it must not reach krun's threads.
 pub(crate) fn run(code: impl FnOnce()) {
     if let Err(payload) = panic::catch_unwind(AssertUnwindSafe(code)) {
-        // Dropping it could panic again.
-        mem::forget(payload);
+        // Dropping it may panic again.
+        if let Err(again) = panic::catch_unwind(AssertUnwindSafe(|| drop(payload))) {
+            mem::forget(again);
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::{Arc, Mutex, OnceLock, Weak, mpsc};
 use std::task::{Context, Wake, Waker};
 use std::thread;
 
@@ -482,6 +482,18 @@ async fn waker_of_closed_may_panic() {
     assert_eq!(stream.read(&mut [0; 8]).await.unwrap(), 0);
 }
 
+/// A waker whose code polls with the waker itself, as a wake may come before there is anything to find.
+fn polling_waker(code: impl Fn(&mut Context<'_>) + Send + Sync + 'static) -> Arc<OnceLock<Waker>> {
+    Arc::new_cyclic(|itself: &Weak<OnceLock<Waker>>| {
+        let itself = itself.clone();
+        OnceLock::from(waker(move || {
+            if let Some(itself) = itself.upgrade() {
+                code(&mut Context::from_waker(itself.wait()));
+            }
+        }))
+    })
+}
+
 /// On Windows the guest's thread runs it; elsewhere tokio does.
 #[tokio::test]
 async fn waker_of_read_may_use_stream() {
@@ -489,16 +501,17 @@ async fn waker_of_read_may_use_stream() {
         let (stream, backend) = pair();
         let stream = Arc::new(stream);
         let read = Arc::new(Mutex::new(Vec::new()));
-        let waker = waker({
+        let waker = polling_waker({
             let (stream, read) = (Arc::clone(&stream), Arc::clone(&read));
-            move || {
-                let mut buf = [0; 8];
-                if let Ok(length) = stream.try_read(&mut buf) {
+            move |cx| {
+                if stream.poll_read_ready(cx).is_ready() {
+                    let mut buf = [0; 8];
+                    let length = stream.try_read(&mut buf).unwrap();
                     read.lock().unwrap().extend_from_slice(&buf[..length]);
                 }
             }
         });
-        assert_pending!(stream.poll_read_ready(&mut Context::from_waker(&waker)));
+        assert_pending!(stream.poll_read_ready(&mut Context::from_waker(waker.wait())));
         backend.write(b"hello").unwrap();
         while read.lock().unwrap().is_empty() {
             tokio::task::yield_now().await;
@@ -516,26 +529,18 @@ async fn waker_of_guests_port_may_use_stream() {
         let guest = Guest::boot(port);
         let agent = Arc::new(Mutex::new(guest.open().unwrap()));
         let (send, received) = mpsc::channel();
-        let waker = waker({
-            let agent = Arc::clone(&agent);
-            move || {
-                let mut buf = [0; 8];
-                let mut buf = ReadBuf::new(&mut buf);
-                let mut agent = agent.lock().unwrap();
-                let mut cx = Context::from_waker(Waker::noop());
-                let read = std::pin::Pin::new(&mut *agent).poll_read(&mut cx, &mut buf);
-                if read.is_ready() {
-                    send.send(buf.filled().to_vec()).unwrap();
-                }
-            }
-        });
-        {
+        let poll = move |cx: &mut Context<'_>| {
             let mut buf = [0; 8];
             let mut buf = ReadBuf::new(&mut buf);
             let mut agent = agent.lock().unwrap();
-            let mut cx = Context::from_waker(&waker);
-            assert_pending!(std::pin::Pin::new(&mut *agent).poll_read(&mut cx, &mut buf));
-        }
+            let read = std::pin::Pin::new(&mut *agent).poll_read(cx, &mut buf);
+            if read.is_ready() {
+                send.send(buf.filled().to_vec()).unwrap();
+            }
+        };
+        let waker = polling_waker(poll);
+        // The first poll.
+        waker.wait().wake_by_ref();
         stream.write_all(b"hello").await.unwrap();
         let received = tokio::task::spawn_blocking(move || received.recv());
         assert_eq!(received.await.unwrap().unwrap(), b"hello");

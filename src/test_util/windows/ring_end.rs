@@ -5,6 +5,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::port::AgentPort;
 use crate::shared::ConsoleSharedState;
@@ -152,13 +153,17 @@ impl RingEnd {
     /// ```
     pub fn wait_until_writable(&self) {
         let shared = &self.shared;
-        block_on(until(&shared.tx_room, || {
-            shared.guest_may_write().then_some(())
-        }));
+        let may_write = || shared.guest_may_write().then_some(());
+        let deadline = shared.stall_timeout().map(|limit| Instant::now() + limit);
+        let woken = block_on(until(&shared.tx_room, may_write), deadline);
+        if woken.is_none() && may_write().is_none() {
+            shared.guest_stalled();
+        }
     }
 }
 
-fn block_on<F: Future>(future: F) -> F::Output {
+/// Returns `None` if the future is not ready by `deadline`.
+fn block_on<F: Future>(future: F, deadline: Option<Instant>) -> Option<F::Output> {
     struct Unpark(thread::Thread);
     impl Wake for Unpark {
         fn wake(self: Arc<Self>) {
@@ -169,9 +174,13 @@ fn block_on<F: Future>(future: F) -> F::Output {
     let mut future = pin!(future);
     let waker = Arc::new(Unpark(thread::current())).into();
     loop {
-        match future.as_mut().poll(&mut Context::from_waker(&waker)) {
-            Poll::Ready(output) => return output,
-            Poll::Pending => thread::park(),
+        if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            return Some(output);
+        }
+        match deadline.map(|deadline| deadline - Instant::now()) {
+            None => thread::park(),
+            Some(Duration::ZERO) => return None,
+            Some(left) => thread::park_timeout(left),
         }
     }
 }
