@@ -425,8 +425,10 @@ impl PortHandle {
     /// let handle = port.handle();
     /// let guest = Guest::boot(port);
     /// let mut agent = guest.open()?;
-    /// // More than fits, and nobody reads: krun's thread waits with the rest.
-    /// agent.write_all(&[7; 1500 * 1024]).await?;
+    /// // The ring is full, and nobody reads: krun's thread waits with the rest.
+    /// agent.write_all(&[7; 1024 * 1024]).await?;
+    /// guest.drained().await;
+    /// agent.write_all(&[7; 512 * 1024]).await?;
     ///
     /// guest.pause();
     /// handle.quiesce();
@@ -459,7 +461,9 @@ impl PortHandle {
     /// # let handle = port.handle();
     /// # let guest = Guest::boot(port);
     /// # let mut agent = guest.open()?;
-    /// # agent.write_all(&[7; 1500 * 1024]).await?;
+    /// # agent.write_all(&[7; 1024 * 1024]).await?;
+    /// # guest.drained().await;
+    /// # agent.write_all(&[7; 512 * 1024]).await?;
     /// // A checkpoint, while the host does not read.
     /// guest.pause();
     /// handle.quiesce();
@@ -469,7 +473,7 @@ impl PortHandle {
     /// handle.resume();
     /// guest.resume();
     /// // Nothing was lost.
-    /// stream.read_exact(&mut vec![0; 1500 * 1024]).await?;
+    /// stream.read_exact(&mut vec![0; 1536 * 1024]).await?;
     /// # Ok(()) }
     /// ```
     pub fn resume(&self) {

@@ -250,7 +250,9 @@ impl Guest {
     /// let handle = port.handle();
     /// let guest = Guest::boot(port);
     /// let mut agent = guest.open()?;
-    /// agent.write_all(&[7; 1500 * 1024]).await?; // more than fits
+    /// agent.write_all(&[7; 1024 * 1024]).await?; // as much as fits
+    /// guest.drained().await;
+    /// agent.write_all(&[7; 512 * 1024]).await?; // and more
     ///
     /// guest.pause();
     /// handle.quiesce();
@@ -259,7 +261,7 @@ impl Guest {
     /// guest.start_workers()?;
     /// handle.resume();
     /// guest.resume();
-    /// stream.read_exact(&mut vec![0; 1500 * 1024]).await?;
+    /// stream.read_exact(&mut vec![0; 1536 * 1024]).await?;
     /// # Ok(()) }
     /// ```
     pub fn pause(&self) {
