@@ -159,14 +159,15 @@ impl Options {
         self
     }
 
-    /// Sets how long a write by the guest may wait for room. By default, it waits as long as it takes.
+    /// Sets how long a write by the guest may wait for room while you read nothing. By default, it waits as long as it
+    /// takes.
     ///
     /// Set it to bound the end of the VM. When the guest powers off, krun joins its TX thread before it runs
     /// any exit observer of yours, such as the port's [exit hook](AgentPort::exit_hook)
     /// (`msb_krun_vmm` 0.1.42, `lib.rs`, `notify_exit_observers`). If that thread waits for room because you keep
     /// the stream without reading it, the join does not return, the hook never runs, and the process does not end.
     ///
-    /// After this time the thread stops waiting. You read what is in the stream, and then
+    /// Once you have read nothing for this time, the thread stops waiting. You read what is in the stream, and then
     /// [`UnexpectedEof`](std::io::ErrorKind::UnexpectedEof). The guest's writes from then on are discarded and
     /// [counted](crate::RingStats::discarded). The limit ends the stream while the VM runs, too. So choose a time that is
     /// longer than you ever pause reading.

@@ -65,6 +65,8 @@ pub(crate) struct ConsoleSharedState {
     drain_mark: AtomicU64,
     /// The guest is to read the end of the file after the last byte.
     hung_up: AtomicBool,
+    /// The stream was dropped.
+    host_ended: AtomicBool,
     /// krun has called.
     guest_opened: AtomicBool,
     /// The guest's writes must not wait; see [`PortHandle::quiesce`](crate::PortHandle::quiesce).
@@ -101,6 +103,7 @@ impl ConsoleSharedState {
             rx_room: Signal::new(rx_room),
             drain_mark: AtomicU64::new(u64::MAX),
             hung_up: AtomicBool::new(false),
+            host_ended: AtomicBool::new(false),
             guest_opened: AtomicBool::new(false),
             quiesced: AtomicBool::new(false),
             busy_poll,
@@ -245,6 +248,7 @@ impl ConsoleSharedState {
         self.rx_ring.close();
         let is_news = hangs_up && !self.hung_up.swap(true, Ordering::Relaxed);
         let unread = self.tx_ring.abandon();
+        self.host_ended.store(true, Ordering::Relaxed);
         self.host_gone.set();
         self.rx_data.notify();
         self.rx_room.notify();
@@ -408,9 +412,14 @@ impl ConsoleSharedState {
         self.quiesced.load(Ordering::Relaxed) || self.tx_ring.has_wanted_room()
     }
 
-    /// How long a write may wait for room.
+    /// How long a write may wait for room while the host does not read.
     pub(crate) fn stall_timeout(&self) -> Option<Duration> {
         self.stall_timeout
+    }
+
+    /// How much the host has read: if this is the same after the stall timeout, the host has stalled.
+    pub(crate) fn host_progress(&self) -> u64 {
+        self.tx_ring.released()
     }
 
     /// A write has waited for too long: the host reads what is in the ring and then an error, and what the guest writes is
@@ -430,10 +439,11 @@ impl ConsoleSharedState {
         unread
     }
 
-    /// Whether the stream is gone: nobody reads or writes.
+    /// Whether the stream is gone.
     #[cfg(windows)]
     pub(crate) fn has_host_ended(&self) -> bool {
-        self.tx_ring.is_abandoned() && self.rx_ring.is_closed()
+        // Relaxed: the fence of the signal in `host_end` makes sure that one look finds this.
+        self.host_ended.load(Ordering::Relaxed)
     }
 
     fn wake_host_writers(&self) {
@@ -529,11 +539,16 @@ impl BusyPoll {
         }
         let now = Instant::now();
         let began = *self.began.get_or_insert(now);
-        if began == now && SPUN_IN_VAIN.get().is_some_and(|end| now - end < self.limit) {
+        let since = |then| now.saturating_duration_since(then);
+        if began == now
+            && SPUN_IN_VAIN
+                .get()
+                .is_some_and(|end| since(end) < self.limit)
+        {
             return false;
         }
         hint::spin_loop();
-        if now - began < self.limit {
+        if since(began) < self.limit {
             return true;
         }
         SPUN_IN_VAIN.set(Some(now));

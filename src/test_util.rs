@@ -445,7 +445,11 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        // Dropping the workers does not wait for them. One that waits for room would never end.
+        // First, so that the workers take nothing more from the guest's queues.
+        if let Run::Running(workers) = &*self.workers() {
+            workers.ask_to_stop();
+        }
+        // Nobody waits for the workers. One that waits for room would never end.
         self.handle.quiesce();
         if let Run::Running(workers) = &mut *self.workers() {
             // A test must not pass if a worker has found a fault in the port.

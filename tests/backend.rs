@@ -553,6 +553,37 @@ async fn rule_9_without_stall_timeout_nothing_is_cut_off() {
     .await;
 }
 
+/// The write needs the whole ring, and the host reads it in small pieces: longer than the timeout, but never without
+/// progress. If the machine pauses for that long, the test tries again with twice the time.
+#[tokio::test]
+#[cfg_attr(miri, ignore = "it takes long by design")]
+async fn rule_9_host_that_reads_slowly_is_not_cut_off() {
+    watchdog(async {
+        for limit in [100, 200, 400, 800, 1600].map(Duration::from_millis) {
+            let options = Options::new().capacity(SMALL).stall_timeout(limit);
+            let (mut stream, port) = options.create().unwrap();
+            let backend = port.into_backend();
+            fill(&backend);
+            assert!(is_would_block(&backend.write(&[8; SMALL])));
+            let krun = thread::spawn(move || {
+                backend.wait_until_writable();
+                backend.write(&[8; SMALL]).unwrap()
+            });
+            for _ in 0..32 {
+                tokio::time::sleep(limit / 10).await;
+                stream.read_exact(&mut [0; SMALL / 32]).await.unwrap();
+            }
+            assert_eq!(krun.join().unwrap(), SMALL);
+            if stream.stats().tx.discarded == 0 {
+                stream.read_exact(&mut [0; SMALL]).await.unwrap();
+                return;
+            }
+        }
+        panic!("a host that reads is cut off");
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn rule_10_quiesce_lets_waiting_write_through_and_loses_nothing() {
     watchdog(async {

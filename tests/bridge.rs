@@ -504,6 +504,68 @@ async fn invalid_pipe_name_is_error() {
     assert!(matches!(error.map(drop).unwrap_err(), Error::Os(_)));
 }
 
+/// The write half is alive, so the stream is: krun finds its pipe, and what was written before.
+#[tokio::test]
+async fn bridge_waits_for_krun_while_one_half_is_alive() {
+    watchdog(async {
+        let (stream, name) = attached(&small());
+        let (read, mut write) = stream.into_split();
+        write.write_all(b"config").await.unwrap();
+        write.shutdown().await.unwrap();
+        drop(read);
+        tokio::task::yield_now().await;
+        let (mut input, _output) = krun(&name);
+        let received = thread::spawn(move || {
+            let mut received = Vec::new();
+            receive(&mut input, &mut received, 6, &never());
+            (received, input)
+        });
+        assert_eq!(joined(received).await.0, b"config");
+        write.drained().await.unwrap();
+    })
+    .await;
+}
+
+/// Nobody reads, so the bridge cannot take what is left in the pipe.
+#[tokio::test]
+async fn exit_hook_resolves_closed_with_full_ring() {
+    watchdog(async {
+        let (mut stream, port) = small().create().unwrap();
+        let hook = port.exit_hook(Duration::MAX);
+        let (_input, output) = krun(&port.into_bridge().into_pipe_name());
+        let tx = transmit_too_much(&stream, output).await;
+        let vm = thread::spawn(move || hook(0));
+        stream.closed().await;
+        let mut received = Vec::new();
+        stream.read_to_end(&mut received).await.unwrap();
+        assert!(received.len() >= SMALL);
+        drop(stream);
+        joined(vm).await;
+        let _ = joined(tx).await;
+    })
+    .await;
+}
+
+/// A guest that never stops writing puts off the end of a hang-up, but not that of the exit hook.
+#[tokio::test]
+async fn exit_hook_ends_stream_that_waits_for_quiet_guest() {
+    watchdog(async {
+        let (mut stream, port) = small().create().unwrap();
+        let hook = port.exit_hook(Duration::MAX);
+        let (_input, mut output) = krun(&port.into_bridge().into_pipe_name());
+        let tx = thread::spawn(move || while transmit(&mut output, b"x").is_ok() {});
+        stream.read_exact(&mut [0; 100]).await.unwrap();
+        stream.hang_up();
+        stream.read_exact(&mut [0; 100]).await.unwrap();
+        let vm = thread::spawn(move || hook(0));
+        stream.read_to_end(&mut Vec::new()).await.unwrap();
+        drop(stream);
+        joined(vm).await;
+        joined(tx).await;
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn dropping_stream_or_port_ends_bridge_task() {
     async fn all_have_ended() {

@@ -27,7 +27,6 @@ pub(super) fn console(port: AgentPort) -> Console {
 }
 
 /// Dropping it asks both threads to end and does not wait for them.
-#[derive(Debug)]
 pub(super) struct Workers {
     stop: Arc<AtomicBool>,
     stop_wake: Arc<WakePipe>,
@@ -69,6 +68,14 @@ impl Workers {
         })
     }
 
+    /// Asks both threads to end, and does not wait for them.
+    pub(super) fn ask_to_stop(&self) {
+        self.stop.store(true, Ordering::Release);
+        self.stop_wake.signal();
+        self.tx.unpark();
+        self.rx.unpark();
+    }
+
     pub(super) fn have_panicked(&mut self) -> bool {
         self.rx.has_panicked() || self.tx.has_panicked()
     }
@@ -84,10 +91,7 @@ impl Workers {
 
 impl Drop for Workers {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::Release);
-        self.stop_wake.signal();
-        self.tx.unpark();
-        self.rx.unpark();
+        self.ask_to_stop();
     }
 }
 

@@ -25,7 +25,6 @@ pub(super) fn console(port: AgentPort) -> Console {
 }
 
 /// Dropping it asks both threads to end and does not wait for them.
-#[derive(Debug)]
 pub(super) struct Workers {
     stop: Arc<AtomicBool>,
     console: Arc<Console>,
@@ -60,6 +59,14 @@ impl Workers {
         })
     }
 
+    /// Asks both threads to end, and does not wait for them.
+    pub(super) fn ask_to_stop(&self) {
+        self.stop.store(true, Ordering::Release);
+        self.console.wake_reader();
+        self.tx.unpark();
+        self.rx.unpark();
+    }
+
     pub(super) fn have_panicked(&mut self) -> bool {
         self.rx.has_panicked() || self.tx.has_panicked()
     }
@@ -75,10 +82,7 @@ impl Workers {
 
 impl Drop for Workers {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::Release);
-        self.console.wake_reader();
-        self.tx.unpark();
-        self.rx.unpark();
+        self.ask_to_stop();
     }
 }
 

@@ -547,3 +547,40 @@ async fn waker_of_guests_port_may_use_stream() {
     })
     .await;
 }
+
+/// A formatter that uses what it prints.
+struct Writer<F: Fn()>(F);
+
+impl<F: Fn()> std::fmt::Write for Writer<F> {
+    fn write_str(&mut self, _: &str) -> std::fmt::Result {
+        (self.0)();
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn debug_writer_may_use_stream() {
+    watchdog(async {
+        let (stream, port) = AgentStream::pair().unwrap();
+        let handle = port.handle();
+        let hook = port.exit_hook(std::time::Duration::ZERO);
+        std::fmt::Write::write_fmt(&mut Writer(|| hook(0)), format_args!("{port:?}")).unwrap();
+        let guest = Guest::boot(port);
+        let agent = guest.open().unwrap();
+        let use_all = || {
+            let _ = stream.try_write(b"x");
+            let _ = stream.try_read(&mut [0; 8]);
+            handle.quiesce();
+            handle.resume();
+            guest.pause();
+            guest.resume();
+        };
+        let mut writer = Writer(use_all);
+        std::fmt::Write::write_fmt(
+            &mut writer,
+            format_args!("{stream:?} {handle:?} {guest:?} {agent:?}"),
+        )
+        .unwrap();
+    })
+    .await;
+}

@@ -229,6 +229,11 @@ impl Ring {
         free >= self.chunks.saturating_add(3)
     }
 
+    /// How many bytes have made room so far. While it does not change, the reader does not read.
+    pub(crate) fn released(&self) -> u64 {
+        self.taken.released.load(Ordering::Relaxed)
+    }
+
     /// Makes [`has_wanted_room`](Self::has_wanted_room) wait for this much, until the next write that is taken.
     fn want(&self, room: u64) {
         // Relaxed: the writer looks at the room itself before it sleeps.

@@ -60,8 +60,8 @@ pub(crate) struct PortOptions {}
 /// 8. `write(&[])` queues nothing. No driver sends an empty descriptor. If a guest does, krun offers the same one again
 ///    and again, and between tries looks whether the port is to stop. So `write` returns `Ok(0)`, but only after 100 ms.
 ///    No guest that keeps to virtio causes this wait.
-/// 9. `wait_until_writable` sleeps until half the ring is free, or less once everything was read; for at most
-///    [`Options::stall_timeout`](crate::Options::stall_timeout), if there is one.
+/// 9. `wait_until_writable` sleeps until half the ring is free, or less once everything was read; or until the host has
+///    read nothing for [`Options::stall_timeout`](crate::Options::stall_timeout), if there is one.
 /// 10. [`PortHandle::quiesce`](crate::PortHandle::quiesce) releases a `write` that waits: krun joins the thread that waits
 ///     in it, and does not tell the backend. So does the stall timeout.
 /// 11. No method panics.
@@ -314,13 +314,18 @@ impl AgentConsoleBackend {
         let may_write = || self.shared.guest_may_write().then_some(());
         // Later than any clock can say is never.
         let stall_timeout = self.shared.stall_timeout();
-        let deadline = stall_timeout.and_then(|limit| Instant::now().checked_add(limit));
+        let deadline = || stall_timeout.and_then(|limit| Instant::now().checked_add(limit));
+        let (mut until, mut progress) = (deadline(), self.shared.host_progress());
         while self.shared.tx_room.look_or_arm(may_write).is_none() {
-            let woken = self.shared.tx_room.wake().wait(deadline);
-            // There may be room that was not worth a wake.
-            if !woken && may_write().is_none() {
+            if self.shared.tx_room.wake().wait(until) {
+                continue;
+            }
+            // There may be room that was not worth a wake, or the host reads slowly.
+            let now = self.shared.host_progress();
+            if may_write().is_none() && now == progress {
                 return self.shared.guest_stalled();
             }
+            (until, progress) = (deadline(), now);
         }
     }
 }

@@ -197,17 +197,18 @@ impl ThreadWake {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         while !*signalled {
-            signalled = match deadline.map(|deadline| deadline - Instant::now()) {
-                None => self
-                    .changed
-                    .wait(signalled)
-                    .unwrap_or_else(PoisonError::into_inner),
-                Some(Duration::ZERO) => return false,
-                Some(left) => {
-                    let waited = self.changed.wait_timeout(signalled, left);
-                    waited.unwrap_or_else(PoisonError::into_inner).0
-                }
-            };
+            signalled =
+                match deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())) {
+                    None => self
+                        .changed
+                        .wait(signalled)
+                        .unwrap_or_else(PoisonError::into_inner),
+                    Some(Duration::ZERO) => return false,
+                    Some(left) => {
+                        let waited = self.changed.wait_timeout(signalled, left);
+                        waited.unwrap_or_else(PoisonError::into_inner).0
+                    }
+                };
         }
         *signalled = false;
         true

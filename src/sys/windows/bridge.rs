@@ -2,6 +2,7 @@
 
 mod carrier;
 
+use std::fmt;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -29,7 +30,7 @@ pub(crate) struct PortOptions {
 /// as its client and in this same process. The bridge is public for VMMs that add their ports in another way
 /// ([`into_pipe_name`](Self::into_pipe_name)) and for tests that play krun.
 ///
-/// The pipe exists from the moment the stream is created, so krun always finds it. The task runs on the runtime in which
+/// The pipe exists from the moment the stream is created until it is dropped, so krun finds it. The task runs on the runtime in which
 /// the stream was created. That runtime must live as long as the VM: when it shuts down, the port ends.
 ///
 /// Dropping the bridge ends the guest's side for good: the stream reads what is in its ring and then the end of the file,
@@ -76,7 +77,10 @@ pub(crate) struct PortOptions {
 /// - A guest that sends an empty descriptor, which no driver does, ends its port: the reader of a pipe takes it for the end
 ///   of the file.
 /// - krun holds only the pipe's name. If you attach the port and the VM then never starts, the stream does not notice. The
-///   bridge waits for krun until you drop the stream.
+///   bridge waits for krun until you drop the stream. So keep the stream until the VM is built, which is when krun opens the
+///   pipe: if you drop it before, what you wrote is lost, and krun finds no pipe.
+/// - While the stream is full and you do not read, the bridge does not see that krun's end has closed. So
+///   [`closed`](crate::AgentStream::closed) may wait until you read.
 ///
 /// [`AgentPort::attach`]: struct.AgentPort.html#method.attach
 ///
@@ -100,7 +104,6 @@ pub(crate) struct PortOptions {
 /// assert_eq!(&received, b"from the guest");
 /// # Ok(()) }
 /// ```
-#[derive(Debug)]
 #[must_use = "dropping the bridge ends the stream"]
 pub struct AgentConsolePipeBridge {
     name: String,
@@ -111,6 +114,15 @@ pub struct AgentConsolePipeBridge {
     task: Option<AbortHandle>,
     #[cfg(feature = "test-util")]
     taken: Arc<Taken>,
+}
+
+impl fmt::Debug for AgentConsolePipeBridge {
+    /// Takes no lock, because the formatter may run the caller's code.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AgentConsolePipeBridge")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
 }
 
 impl AgentConsolePipeBridge {
@@ -225,7 +237,6 @@ impl Drop for AgentConsolePipeBridge {
 }
 
 /// Ends the guest's side for the exit hook. It keeps nothing of the port alive.
-#[derive(Debug)]
 pub(crate) struct GuestEnd {
     shared: Weak<ConsoleSharedState>,
     ending: Arc<watch::Sender<bool>>,
@@ -237,8 +248,13 @@ impl GuestEnd {
     pub(crate) fn end(&self) -> impl FnOnce() + Send + use<> {
         self.ending.send_replace(true);
         let shared = self.shared.upgrade();
-        let unread = shared.map(|shared| shared.guest_stop_reading());
-        move || drop(unread)
+        let unread = shared.as_ref().map(|shared| shared.guest_stop_reading());
+        move || {
+            if let Some(shared) = shared {
+                shared.report_guest_end();
+            }
+            drop(unread);
+        }
     }
 
     pub(crate) fn wait_until_host_stops_reading(&self, limit: Duration) {

@@ -9,7 +9,6 @@ use super::taken::Taken;
 use crate::sys::{AgentConsolePipeBridge, GuestEnd};
 
 /// Dropping it closes krun's end of the pipe, and ends the guest.
-#[derive(Debug)]
 pub(in crate::test_util) struct Console {
     pipe_name: String,
     /// krun opens it when the VM starts. Here it is opened when the workers first start, so that the host sees the guest

@@ -154,10 +154,16 @@ impl RingEnd {
     pub fn wait_until_writable(&self) {
         let shared = &self.shared;
         let may_write = || shared.guest_may_write().then_some(());
-        let deadline = shared.stall_timeout().map(|limit| Instant::now() + limit);
-        let woken = block_on(until(&shared.tx_room, may_write), deadline);
-        if woken.is_none() && may_write().is_none() {
-            shared.guest_stalled();
+        loop {
+            let limit = shared.stall_timeout();
+            let deadline = limit.and_then(|limit| Instant::now().checked_add(limit));
+            let before = shared.host_progress();
+            if block_on(until(&shared.tx_room, may_write), deadline).is_some() {
+                return;
+            }
+            if may_write().is_none() && shared.host_progress() == before {
+                return shared.guest_stalled();
+            }
         }
     }
 }
@@ -177,7 +183,7 @@ fn block_on<F: Future>(future: F, deadline: Option<Instant>) -> Option<F::Output
         if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
             return Some(output);
         }
-        match deadline.map(|deadline| deadline - Instant::now()) {
+        match deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())) {
             None => thread::park(),
             Some(Duration::ZERO) => return None,
             Some(left) => thread::park_timeout(left),

@@ -13,7 +13,7 @@ use tokio::io::Interest;
 use tokio::net::windows::named_pipe::NamedPipeServer;
 use tokio::sync::watch;
 
-use crate::shared::{ConsoleSharedState, Given};
+use crate::shared::ConsoleSharedState;
 use crate::sys::windows::{pipe, until};
 #[cfg(feature = "test-util")]
 use crate::test_util::Taken;
@@ -25,31 +25,44 @@ const PIECE: usize = 32 * 1024;
 /// that fails; once krun has found the pipe closed, the guest's kernel lets the guest write no more.
 const QUIET: Duration = Duration::from_millis(500);
 
-/// However the task ends, dropping this closes the pipe and ends the guest's side.
+/// However the task ends, dropping this closes the pipe and then ends the guest's side.
 pub(super) struct Carrier {
     server: NamedPipeServer,
+    guest: GuestSide,
+}
+
+/// Dropping it ends the guest's side, and then runs the caller's code.
+struct GuestSide {
     shared: Arc<ConsoleSharedState>,
     #[cfg(feature = "test-util")]
     taken: Arc<Taken>,
-    /// The host's bytes that the guest has not taken. The last field: dropping them runs the caller's code, and the pipe
-    /// closes first.
-    unread: Given,
+}
+
+impl Drop for GuestSide {
+    fn drop(&mut self) {
+        let unread = self.shared.guest_end();
+        #[cfg(feature = "test-util")]
+        self.taken.end();
+        self.shared.report_guest_end();
+        drop(unread);
+    }
 }
 
 impl Carrier {
     pub(super) fn new(server: NamedPipeServer, shared: Arc<ConsoleSharedState>) -> Self {
         Self {
             server,
-            shared,
-            #[cfg(feature = "test-util")]
-            taken: Arc::default(),
-            unread: Given::default(),
+            guest: GuestSide {
+                shared,
+                #[cfg(feature = "test-util")]
+                taken: Arc::default(),
+            },
         }
     }
 
     #[cfg(feature = "test-util")]
     pub(super) fn taken(&self) -> Arc<Taken> {
-        Arc::clone(&self.taken)
+        Arc::clone(&self.guest.taken)
     }
 
     pub(super) async fn run(self, mut ending: watch::Receiver<bool>) {
@@ -59,7 +72,7 @@ impl Carrier {
             // The pipe cannot be connected, or one of its ends has gone.
             First::Left(Err(_)) | First::Right(_) => return,
         }
-        self.shared.mark_guest_opened();
+        self.guest.shared.mark_guest_opened();
         let mut inbound = Inbound {
             carrier: &self,
             piece: vec![0; PIECE],
@@ -67,7 +80,7 @@ impl Carrier {
         };
         match first(inbound.until_ended(&mut ending), self.write_to_guest()).await {
             First::Left(()) => {}
-            First::Right(()) => inbound.until_quiet().await,
+            First::Right(()) => inbound.until_quiet(&mut ending).await,
         }
     }
 
@@ -79,20 +92,20 @@ impl Carrier {
                 return Ok(());
             }
             let disconnected = self.server.disconnect();
-            self.shared.guest_was_a_stranger();
+            self.guest.shared.guest_was_a_stranger();
             disconnected?;
         }
     }
 
     /// Waits until the stream is gone.
     async fn host_ended(&self) {
-        let shared = &self.shared;
+        let shared = &self.guest.shared;
         until(&shared.tx_room, || shared.has_host_ended().then_some(())).await;
     }
 
     /// Carries the host's bytes to the pipe. Returns once the host has hung up and the pipe has taken them all.
     async fn write_to_guest(&self) {
-        let shared = &self.shared;
+        let shared = &self.guest.shared;
         let mut piece = vec![0; PIECE];
         loop {
             let length = until(&shared.rx_data, || shared.guest_read(&mut piece)).await;
@@ -100,8 +113,12 @@ impl Carrier {
             if self.write(bytes).await.is_err() {
                 // krun's end has gone: what it had written is still to be read.
                 let unread = shared.guest_stop_reading();
+                let shared = Arc::clone(shared);
                 // Elsewhere: it runs the caller's code, and this task goes on to read.
-                tokio::task::spawn_blocking(move || drop(unread));
+                tokio::task::spawn_blocking(move || {
+                    shared.report_guest_end();
+                    drop(unread);
+                });
                 return pending().await;
             }
             // The end. With no bytes to write, `write` has only waited until the pipe had taken all earlier ones.
@@ -141,15 +158,6 @@ impl Carrier {
     }
 }
 
-impl Drop for Carrier {
-    fn drop(&mut self) {
-        self.unread = self.shared.guest_end();
-        #[cfg(feature = "test-util")]
-        self.taken.end();
-        self.shared.report_guest_end();
-    }
-}
-
 /// Carries the guest's bytes from the pipe.
 struct Inbound<'a> {
     carrier: &'a Carrier,
@@ -186,8 +194,8 @@ impl Inbound<'_> {
         }
     }
 
-    /// Returns once the guest has written nothing for a while.
-    async fn until_quiet(&mut self) {
+    /// Returns once the guest has written nothing for a while, or has ended and the pipe was read to its end.
+    async fn until_quiet(&mut self, ending: &mut watch::Receiver<bool>) {
         // Not tokio's timer, which the runtime may not have. One sleep at a time, whatever the guest does meanwhile.
         let sleep = |time| tokio::task::spawn_blocking(move || thread::sleep(time));
         let mut sleeping = sleep(QUIET);
@@ -200,13 +208,17 @@ impl Inbound<'_> {
                     wrote_last = Instant::now();
                 }
                 Read::NotReady => {
-                    match first(self.carrier.server.readable(), &mut sleeping).await {
+                    let quiet_or_ended = first(&mut sleeping, ended(ending));
+                    match first(self.carrier.server.readable(), quiet_or_ended).await {
                         First::Left(Ok(())) => {}
                         First::Left(Err(_)) => return,
-                        First::Right(_) => match QUIET.checked_sub(wrote_last.elapsed()) {
-                            None | Some(Duration::ZERO) => return,
-                            Some(left) => sleeping = sleep(left),
-                        },
+                        First::Right(First::Right(())) => return self.until_empty().await,
+                        First::Right(First::Left(_)) => {
+                            match QUIET.checked_sub(wrote_last.elapsed()) {
+                                None | Some(Duration::ZERO) => return,
+                                Some(left) => sleeping = sleep(left),
+                            }
+                        }
                     }
                 }
                 Read::Empty | Read::Ended => return,
@@ -247,14 +259,14 @@ impl Inbound<'_> {
 
     /// Waits until everything that was read is in the ring.
     async fn push(&mut self) {
-        let shared = &self.carrier.shared;
+        let shared = &self.carrier.guest.shared;
         while !self.unpushed.is_empty() {
             let bytes = self.piece.get(self.unpushed.clone()).unwrap_or_default();
             match shared.guest_write(bytes) {
                 Some(written) => {
                     self.unpushed.start += written;
                     #[cfg(feature = "test-util")]
-                    self.carrier.taken.add(written);
+                    self.carrier.guest.taken.add(written);
                 }
                 None => self.wait_for_room().await,
             }
@@ -264,15 +276,21 @@ impl Inbound<'_> {
 
 impl Inbound<'_> {
     async fn wait_for_room(&self) {
-        let shared = &self.carrier.shared;
+        let shared = &self.carrier.guest.shared;
         let may_write = || shared.guest_may_write().then_some(());
-        let room = until(&shared.tx_room, may_write);
         let Some(limit) = shared.stall_timeout() else {
-            return room.await;
+            return until(&shared.tx_room, may_write).await;
         };
-        // There may be room that was not worth a wake.
-        if tokio::time::timeout(limit, room).await.is_err() && may_write().is_none() {
-            shared.guest_stalled();
+        loop {
+            let before = shared.host_progress();
+            let room = until(&shared.tx_room, may_write);
+            if tokio::time::timeout(limit, room).await.is_ok() {
+                return;
+            }
+            // There may be room that was not worth a wake, or the host reads slowly.
+            if may_write().is_none() && shared.host_progress() == before {
+                return shared.guest_stalled();
+            }
         }
     }
 }
