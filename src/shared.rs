@@ -388,12 +388,18 @@ impl ConsoleSharedState {
 
     /// Copies all of `source`, or a ringful of more than that: `None` if it does not fit yet. `source` is not empty.
     pub(crate) fn guest_write(&self, source: &[u8]) -> Option<usize> {
+        self.guest_write_as(Admit::Whole, source)
+    }
+
+    /// Copies as much of `source` as fits: `None` if nothing fits yet. `source` is not empty.
+    #[cfg(windows)]
+    pub(crate) fn guest_write_part(&self, source: &[u8]) -> Option<usize> {
+        self.guest_write_as(Admit::Part, source)
+    }
+
+    fn guest_write_as(&self, admit: Admit, source: &[u8]) -> Option<usize> {
         let quiesced = self.quiesced.load(Ordering::Relaxed);
-        let admit = if quiesced {
-            Admit::Quiesced
-        } else {
-            Admit::Whole
-        };
+        let admit = if quiesced { Admit::Quiesced } else { admit };
         let written = self.tx_ring.write(&[IoSlice::new(source)], admit);
         // Whatever it was, see `Ring::write`.
         self.tx_data.notify_after_fence();
@@ -432,9 +438,12 @@ impl ConsoleSharedState {
     }
 
     /// The guest reads no more. What it has written is still read, until it [ends](Self::guest_end).
+    ///
+    /// `before_wakes` comes before anybody is woken, as some wakes run the caller's code.
     #[cfg(windows)]
-    pub(crate) fn guest_stop_reading(&self) -> Given {
+    pub(crate) fn guest_stop_reading(&self, before_wakes: impl FnOnce()) -> Given {
         let unread = self.rx_ring.abandon();
+        before_wakes();
         self.wake_host_writers();
         unread
     }

@@ -246,9 +246,11 @@ impl GuestEnd {
     /// The host reads what is left, in the pipe too, and then the end. Returns what is left to do, which runs the caller's
     /// code.
     pub(crate) fn end(&self) -> impl FnOnce() + Send + use<> {
-        self.ending.send_replace(true);
         let shared = self.shared.upgrade();
-        let unread = shared.as_ref().map(|shared| shared.guest_stop_reading());
+        let end = || {
+            self.ending.send_replace(true);
+        };
+        let unread = shared.as_ref().map(|shared| shared.guest_stop_reading(end));
         move || {
             if let Some(shared) = shared {
                 shared.report_guest_end();

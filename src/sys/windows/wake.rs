@@ -47,7 +47,7 @@ impl TaskWake {
 
     /// Ready once there was a signal since this call, which may be before the first poll.
     fn signalled(&self) -> impl Future<Output = ()> {
-        foreign::guarded(self.waiting.notified())
+        self.waiting.notified()
     }
 
     fn polling(&self) -> MutexGuard<'_, Polling> {

@@ -112,7 +112,7 @@ impl Carrier {
             let bytes = piece.split_at(length).0;
             if self.write(bytes).await.is_err() {
                 // krun's end has gone: what it had written is still to be read.
-                let unread = shared.guest_stop_reading();
+                let unread = shared.guest_stop_reading(|| {});
                 let shared = Arc::clone(shared);
                 // Elsewhere: it runs the caller's code, and this task goes on to read.
                 tokio::task::spawn_blocking(move || {
@@ -262,7 +262,7 @@ impl Inbound<'_> {
         let shared = &self.carrier.guest.shared;
         while !self.unpushed.is_empty() {
             let bytes = self.piece.get(self.unpushed.clone()).unwrap_or_default();
-            match shared.guest_write(bytes) {
+            match shared.guest_write_part(bytes) {
                 Some(written) => {
                     self.unpushed.start += written;
                     #[cfg(feature = "test-util")]
