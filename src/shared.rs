@@ -448,11 +448,11 @@ impl ConsoleSharedState {
         unread
     }
 
-    /// Whether the stream is gone.
+    /// Whether the stream is gone and has left nothing for the guest.
     #[cfg(windows)]
-    pub(crate) fn has_host_ended(&self) -> bool {
+    pub(crate) fn has_host_left_nothing(&self) -> bool {
         // Relaxed: the fence of the signal in `host_end` makes sure that one look finds this.
-        self.host_ended.load(Ordering::Relaxed)
+        self.host_ended.load(Ordering::Relaxed) && !self.rx_ring.has_unread()
     }
 
     fn wake_host_writers(&self) {

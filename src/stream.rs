@@ -52,8 +52,8 @@ use crate::stats::Stats;
 /// | the VM or the port is dropped | the same | – |
 ///
 /// On Windows the port is a pipe, which has one end for both directions. After a hang-up, reads end too, once
-/// everything that the guest had written before was read. And keep the stream until the VM is built: if you drop it before,
-/// what you wrote is lost, and krun finds no pipe.
+/// everything that the guest had written before was read. And a stream that you drop before the VM is built, without having
+/// written anything, takes the pipe with it.
 ///
 /// krun ends the process when the guest powers off, so use the port's [exit hook](AgentPort::exit_hook). You cannot
 /// detect that the guest closed its port: krun does not report it.

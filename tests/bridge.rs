@@ -585,12 +585,20 @@ async fn dropping_stream_or_port_ends_bridge_task() {
         // The stream is dropped before krun connects, whether or not that hangs up.
         for hangs_up in [true, false] {
             let options = Options::new().hang_up_on_drop(hangs_up);
-            let (mut stream, name) = attached(&options);
-            stream.write_all(b"for nobody").await.unwrap();
+            let (stream, name) = attached(&options);
             drop(stream);
             all_have_ended().await;
             assert!(OpenOptions::new().read(true).open(&name).is_err());
         }
+
+        // The same, but it has left something for the guest.
+        let (mut stream, name) = attached(&Options::new());
+        stream.write_all(b"configuration").await.unwrap();
+        drop(stream);
+        tokio::task::yield_now().await;
+        let (input, _output) = krun(&name);
+        assert_eq!(joined(receive_all(input)).await, b"configuration");
+        all_have_ended().await;
 
         // Both halves are dropped, one after the other.
         let (stream, _name) = attached(&Options::new());

@@ -30,7 +30,7 @@ pub(crate) struct PortOptions {
 /// as its client and in this same process. The bridge is public for VMMs that add their ports in another way
 /// ([`into_pipe_name`](Self::into_pipe_name)) and for tests that play krun.
 ///
-/// The pipe exists from the moment the stream is created until it is dropped, so krun finds it. The task runs on the runtime in which
+/// The pipe exists from the moment the stream is created, so krun finds it. The task runs on the runtime in which
 /// the stream was created. That runtime must live as long as the VM: when it shuts down, the port ends.
 ///
 /// Dropping the bridge ends the guest's side for good: the stream reads what is in its ring and then the end of the file,
@@ -77,8 +77,9 @@ pub(crate) struct PortOptions {
 /// - A guest that sends an empty descriptor, which no driver does, ends its port: the reader of a pipe takes it for the end
 ///   of the file.
 /// - krun holds only the pipe's name. If you attach the port and the VM then never starts, the stream does not notice. The
-///   bridge waits for krun until you drop the stream. So keep the stream until the VM is built, which is when krun opens the
-///   pipe: if you drop it before, what you wrote is lost, and krun finds no pipe.
+///   bridge waits for krun until you drop the stream; and longer if you have written something, which it keeps for the guest.
+///   A stream that you drop without having written takes the pipe with it: krun, which opens the pipe when the VM is built,
+///   then finds none.
 /// - While the stream is full and you do not read, the bridge does not see that krun's end has closed. So
 ///   [`closed`](crate::AgentStream::closed) may wait until you read.
 ///

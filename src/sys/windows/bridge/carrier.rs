@@ -66,7 +66,7 @@ impl Carrier {
     }
 
     pub(super) async fn run(self, mut ending: watch::Receiver<bool>) {
-        let nobody_is_left = first(ended(&mut ending), self.host_ended());
+        let nobody_is_left = first(ended(&mut ending), self.host_left_nothing());
         match first(self.connect(), nobody_is_left).await {
             First::Left(Ok(())) => {}
             // The pipe cannot be connected, or one of its ends has gone.
@@ -97,10 +97,11 @@ impl Carrier {
         }
     }
 
-    /// Waits until the stream is gone.
-    async fn host_ended(&self) {
+    /// Waits until the stream is gone and has left nothing for the guest.
+    async fn host_left_nothing(&self) {
         let shared = &self.guest.shared;
-        until(&shared.tx_room, || shared.has_host_ended().then_some(())).await;
+        let look = || shared.has_host_left_nothing().then_some(());
+        until(&shared.tx_room, look).await;
     }
 
     /// Carries the host's bytes to the pipe. Returns once the host has hung up and the pipe has taken them all.
