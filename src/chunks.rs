@@ -75,6 +75,11 @@ pin_project_lite::pin_project! {
     /// is never dropped. Dropping the adapter drops an item that is not in the ring yet.
     ///
     /// [`write_bytes`](AgentStream::write_bytes) leaves nothing behind: what it has not written stays in your `Bytes`.
+    ///
+    /// [`Stream`]: https://docs.rs/futures-core/0.3/futures_core/stream/trait.Stream.html
+    /// [`Sink`]: https://docs.rs/futures-sink/0.3/futures_sink/trait.Sink.html
+    /// [`Bytes`]: https://docs.rs/bytes/1/bytes/struct.Bytes.html
+    /// [`Bytes::from_owner`]: https://docs.rs/bytes/1/bytes/struct.Bytes.html#method.from_owner
     #[derive(Debug)]
     #[must_use = "it does nothing unless polled"]
     pub struct Chunks<S> {

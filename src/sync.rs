@@ -1,5 +1,5 @@
-//! The primitives of the shared state: std's and crossbeam's, or loom's when a model is checked. No other file names
-//! either.
+//! The primitives of the shared state: std's and crossbeam's, or loom's when a model is checked. What loom must see goes
+//! through this file.
 
 #[cfg(not(tokio_krun_loom))]
 pub(crate) use {
