@@ -8,7 +8,7 @@
 
 use std::error::Error;
 use std::time::Duration;
-use std::{env, thread};
+use std::{env, fs, process, thread};
 
 use futures::{SinkExt, StreamExt};
 use msb_krun::VmBuilder;
@@ -20,6 +20,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let kernel = env::var_os("KRUNFW").ok_or("KRUNFW is not set")?;
     let root = env::var_os("GUEST_ROOT").ok_or("GUEST_ROOT is not set")?;
 
+    // What the guest's kernel prints: it says why a guest does not boot.
+    let console_log = env::temp_dir().join(format!("microvm-{}.log", process::id()));
+
     let (stream, port) = AgentStream::pair()?;
     let vm = VmBuilder::new()
         .machine(|machine| machine.vcpus(1).memory_mib(256))
@@ -27,7 +30,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .fs(|fs| fs.root(root))
         .exec(|exec| exec.path("/init").args(["echo"]))
         .on_exit(port.exit_hook(Duration::from_secs(10)))
-        .console(|console| port.attach(console.disable_implicit(), "agent"))
+        .console(|console| port.attach(console.output(&console_log), "agent"))
         .build()?;
     thread::spawn(move || {
         // Returns only if the VM does not start. Returning drops the port, which ends the stream.
@@ -36,7 +39,11 @@ async fn main() -> Result<(), Box<dyn Error>> {
     });
 
     let mut lines = Framed::new(stream, LinesCodec::new());
-    let greeting = lines.next().await.ok_or("the guest is gone")??;
+    let Some(greeting) = lines.next().await.transpose()? else {
+        let console = fs::read_to_string(&console_log).unwrap_or_default();
+        eprintln!("the guest has gone before its agent said anything; its console:\n{console}");
+        process::exit(1);
+    };
     println!("the agent says: {greeting}");
     lines.send("how are you?").await?;
     let echo = lines.next().await.ok_or("the guest is gone")??;
@@ -49,5 +56,6 @@ async fn main() -> Result<(), Box<dyn Error>> {
         println!("the agent says: {}", line?);
     }
     println!("the guest has powered off");
+    fs::remove_file(console_log)?;
     Ok(())
 }

@@ -62,6 +62,8 @@ pin_project_lite::pin_project! {
     /// copied too if so many items wait in the ring that it could not otherwise hold its capacity. Flushing waits until
     /// the item is in the ring; see [Flushing](crate::AgentStream#flushing).
     ///
+    /// After closing, `feed` still takes an item; the next flush fails with `BrokenPipe`, as `send` does.
+    ///
     /// krun's thread may drop an item. If you made it from a type of your own ([`Bytes::from_owner`]), that type's `drop`
     /// may use the stream, but it must not block: the guest's bytes wait meanwhile.
     ///

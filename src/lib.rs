@@ -24,7 +24,7 @@
 //! let vm = VmBuilder::new()
 //!     .kernel(|k| k.krunfw_path(krunfw).init_path("/agent"))
 //!     .fs(|fs| fs.root(root))
-//!     .on_exit(port.exit_hook(Duration::from_secs(10))) // before `attach`, which takes the port
+//!     .on_exit(port.exit_hook(Duration::from_secs(10))) // before `attach`
 //!     .console(|console| port.attach(console, "agent"))
 //!     .build()?;
 //! thread::spawn(move || {

@@ -89,8 +89,11 @@ use crate::stats::Stats;
 ///
 /// | tokio's | here |
 /// | --- | --- |
-/// | `ready`, `readable`, `writable` | the same; any number of tasks may wait |
+/// | `ready`, `readable`, `writable` | the same; any number of tasks may wait, and each call costs some of its task's [budget](tokio::task::coop) |
 /// | `poll_read_ready`, `poll_write_ready` | the same |
+/// | readiness | exact: it ends with the last byte that you read, where tokio's lasts until a read returns `WouldBlock`. `is_write_closed` is set after your own `shutdown`, too |
+/// | a write that waits for room | goes on once half of the capacity is free or the guest has read everything, as a socket's does with its own threshold |
+/// | after the runtime has shut down | waiting fails; bytes that are there can still be read, and a write that fits succeeds |
 /// | `try_read`, `try_read_buf`, `try_read_vectored` | the same; one call takes everything that fits, across chunks |
 /// | `try_write`, `try_write_vectored` | the same |
 /// | `split`, `into_split`, `reunite`, `forget` | the same; with `AsyncBufReadExt` in scope see [`split`](Self::split). `OwnedReadHalf` has `forget` too, as dropping it has an effect here |
