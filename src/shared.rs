@@ -274,7 +274,7 @@ impl ConsoleSharedState {
     }
 
     fn host_wrote(&self, written: Result<usize, Refused>) -> Option<io::Result<usize>> {
-        // Whatever it was, see `Ring::write`.
+        // Even if nothing was written: see `Ring::write`.
         self.rx_data.notify_after_fence();
         match written {
             Ok(written) => Some(Ok(written)),
@@ -401,7 +401,7 @@ impl ConsoleSharedState {
         let quiesced = self.quiesced.load(Ordering::Relaxed);
         let admit = if quiesced { Admit::Quiesced } else { admit };
         let written = self.tx_ring.write(&[IoSlice::new(source)], admit);
-        // Whatever it was, see `Ring::write`.
+        // Even if nothing was written: see `Ring::write`.
         self.tx_data.notify_after_fence();
         match written {
             Ok(written) => Some(written),
