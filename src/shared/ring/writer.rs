@@ -16,6 +16,10 @@ pub(crate) enum Admit {
     /// As much as fits.
     Part,
     /// All of it or nothing. Of a write larger than the ring, a ringful.
+    #[cfg_attr(
+        windows,
+        allow(dead_code, reason = "only the in-process guest writes like this there")
+    )]
     Whole,
     /// All of it, without ever waiting. The ring holds up to twice its capacity; from the first byte that does not
     /// fit, everything is discarded and the writer has ended. So nothing is ever read from behind a gap.
