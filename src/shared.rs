@@ -427,14 +427,24 @@ impl ConsoleSharedState {
         self.stall_timeout
     }
 
-    /// How much the host has read: if this is the same after the stall timeout, the host has stalled.
+    /// How much the host has read, for [`guest_ends_if_stalled`](Self::guest_ends_if_stalled).
     pub(crate) fn host_progress(&self) -> u64 {
         self.tx_ring.released()
     }
 
+    /// After a wait of the stall timeout: ends the guest's writing, and returns `true`, if the host has read nothing since
+    /// it was at `progress`. There may also be room by now that was not worth a wake.
+    pub(crate) fn guest_ends_if_stalled(&self, progress: u64) -> bool {
+        let is_stalled = !self.guest_may_write() && self.host_progress() == progress;
+        if is_stalled {
+            self.guest_stalled();
+        }
+        is_stalled
+    }
+
     /// A write has waited for too long: the host reads what is in the ring and then an error, and what the guest writes is
     /// discarded.
-    pub(crate) fn guest_stalled(&self) {
+    fn guest_stalled(&self) {
         self.tx_ring.cut_off();
         self.tx_data.notify_after_fence();
         self.trace

@@ -320,12 +320,10 @@ impl AgentConsoleBackend {
             if self.shared.tx_room.wake().wait(until) {
                 continue;
             }
-            // There may be room that was not worth a wake, or the host reads slowly.
-            let now = self.shared.host_progress();
-            if may_write().is_none() && now == progress {
-                return self.shared.guest_stalled();
+            if self.shared.guest_ends_if_stalled(progress) {
+                return;
             }
-            (until, progress) = (deadline(), now);
+            (until, progress) = (deadline(), self.shared.host_progress());
         }
     }
 }

@@ -158,11 +158,9 @@ impl RingEnd {
             let limit = shared.stall_timeout();
             let deadline = limit.and_then(|limit| Instant::now().checked_add(limit));
             let before = shared.host_progress();
-            if block_on(until(&shared.tx_room, may_write), deadline).is_some() {
+            let has_room = block_on(until(&shared.tx_room, may_write), deadline).is_some();
+            if has_room || shared.guest_ends_if_stalled(before) {
                 return;
-            }
-            if may_write().is_none() && shared.host_progress() == before {
-                return shared.guest_stalled();
             }
         }
     }

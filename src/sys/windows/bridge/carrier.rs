@@ -285,12 +285,9 @@ impl Inbound<'_> {
         loop {
             let before = shared.host_progress();
             let room = until(&shared.tx_room, may_write);
-            if tokio::time::timeout(limit, room).await.is_ok() {
+            let has_room = tokio::time::timeout(limit, room).await.is_ok();
+            if has_room || shared.guest_ends_if_stalled(before) {
                 return;
-            }
-            // There may be room that was not worth a wake, or the host reads slowly.
-            if may_write().is_none() && shared.host_progress() == before {
-                return shared.guest_stalled();
             }
         }
     }
