@@ -1,8 +1,9 @@
 //! The stream in chunks: `Bytes` in and out, without a copy.
 
-use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::{fmt, io, mem};
 
 use bytes::Bytes;
 use futures_core::Stream;
@@ -38,8 +39,39 @@ pin_project_lite::pin_project! {
     /// # Ok(()) }
     /// ```
     ///
-    /// It wraps an [`AgentStream`], a half of it, or a mutable borrow of either. You may also read and write through
+    /// It wraps an [`AgentStream`], a half of it, or a borrow or an [`Arc`] of either. You may also read and write through
     /// the wrapped stream before or after: all bytes keep their order.
+    ///
+    /// # Sharing
+    ///
+    /// With a shared borrow or an [`Arc`], any number of tasks can have chunks of their own of one stream. Each chunk is read by
+    /// one of them. Items are written whole: nothing that another task writes comes between the bytes of one, also if it is
+    /// larger than the ring. They go in in the order in which their tasks began to wait.
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    ///
+    /// use bytes::Bytes;
+    /// use futures::SinkExt;
+    /// # use tokio::io::AsyncReadExt;
+    /// use tokio_krun::{AgentStream, Chunks, test_util::Guest};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+    /// let (stream, port) = AgentStream::pair()?;
+    /// # let guest = Guest::boot(port);
+    /// # let mut agent = guest.open()?;
+    /// let stream = Arc::new(stream);
+    /// for client in 1..=3 {
+    ///     let mut chunks = Chunks::new(Arc::clone(&stream));
+    ///     tokio::spawn(async move { chunks.send(Bytes::from(vec![client; 1000])).await });
+    /// }
+    /// let mut item = [0; 1000];
+    /// for _ in 1..=3 {
+    ///     agent.read_exact(&mut item).await?;
+    ///     assert!(item.iter().all(|byte| *byte == item[0]));
+    /// }
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Reading
     ///
@@ -76,6 +108,9 @@ pin_project_lite::pin_project! {
     /// waiting, a cancelled `send` drops its own. Flushing is cancel safe, so an item that you send after a completed flush
     /// is never dropped. Dropping the adapter drops an item that is not in the ring yet.
     ///
+    /// A shared adapter whose `send` was cancelled keeps its place in the order, and the others wait behind it. So flush it
+    /// or drop it.
+    ///
     /// [`write_bytes`](AgentStream::write_bytes) leaves nothing behind: what it has not written stays in your `Bytes`.
     ///
     /// [`Stream`]: https://docs.rs/futures-core/0.3/futures_core/stream/trait.Stream.html
@@ -90,6 +125,34 @@ pin_project_lite::pin_project! {
         pending: Bytes,
         // Reading has failed.
         has_failed: bool,
+        // What a shared stream is waiting for.
+        reading: Waiting<Bytes>,
+        writing: Waiting<()>,
+    }
+}
+
+/// A wait of a shared stream. Polling in turn is for one task a direction, so each of several tasks waits by a future of its
+/// own.
+struct Waiting<T>(Option<Pin<Box<dyn Future<Output = io::Result<T>> + Send + Sync>>>);
+
+impl<T> Waiting<T> {
+    const NONE: Self = Self(None);
+
+    /// Polls the wait, or a new one if there is none.
+    fn poll<F>(&mut self, cx: &mut Context<'_>, begin: impl FnOnce() -> F) -> Poll<io::Result<T>>
+    where
+        F: Future<Output = io::Result<T>> + Send + Sync + 'static,
+    {
+        let waiting = self.0.get_or_insert_with(|| Box::pin(begin()));
+        let result = ready!(waiting.as_mut().poll(cx));
+        self.0 = None;
+        Poll::Ready(result)
+    }
+}
+
+impl<T> fmt::Debug for Waiting<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_some() { "waiting" } else { "none" })
     }
 }
 
@@ -118,6 +181,8 @@ impl<S> Chunks<S> {
         Self {
             stream,
             pending: Bytes::new(),
+            reading: Waiting::NONE,
+            writing: Waiting::NONE,
             has_failed: false,
         }
     }
@@ -203,7 +268,7 @@ impl<S> Chunks<S> {
     }
 }
 
-/// A stream that can be read in chunks: [`AgentStream`], its reading halves, and mutable borrows of them.
+/// A stream that can be read in chunks: [`AgentStream`], its reading halves, and borrows and [`Arc`]s of them.
 ///
 /// This trait is sealed.
 ///
@@ -235,7 +300,7 @@ impl<S> Chunks<S> {
 /// ```
 pub trait ReadChunks: sealed::AsHost {}
 
-/// A stream that can be written in chunks: [`AgentStream`], its writing halves, and mutable borrows of them.
+/// A stream that can be written in chunks: [`AgentStream`], its writing halves, and borrows and [`Arc`]s of them.
 ///
 /// This trait is sealed.
 ///
@@ -268,53 +333,87 @@ impl ReadChunks for AgentStream {}
 impl ReadChunks for ReadHalf<'_> {}
 impl ReadChunks for OwnedReadHalf {}
 impl<S: ReadChunks + ?Sized> ReadChunks for &mut S {}
+impl<S: ReadChunks + ?Sized> ReadChunks for &S {}
+impl<S: ReadChunks + ?Sized> ReadChunks for Arc<S> {}
 
 impl WriteChunks for AgentStream {}
 impl WriteChunks for WriteHalf<'_> {}
 impl WriteChunks for OwnedWriteHalf {}
 impl<S: WriteChunks + ?Sized> WriteChunks for &mut S {}
+impl<S: WriteChunks + ?Sized> WriteChunks for &S {}
+impl<S: WriteChunks + ?Sized> WriteChunks for Arc<S> {}
 
 mod sealed {
-    use super::{AgentStream, Host, OwnedReadHalf, OwnedWriteHalf, ReadHalf, WriteHalf};
+    use super::{AgentStream, Arc, Host, OwnedReadHalf, OwnedWriteHalf, ReadHalf, WriteHalf};
 
     pub trait AsHost {
         #[doc(hidden)]
-        fn as_host(&self) -> &Host;
+        fn as_host(&self) -> &Arc<Host>;
+
+        /// Whether other tasks may wait for the same direction.
+        #[doc(hidden)]
+        fn is_shared(&self) -> bool {
+            false
+        }
     }
 
     impl AsHost for AgentStream {
-        fn as_host(&self) -> &Host {
+        fn as_host(&self) -> &Arc<Host> {
             self.host()
         }
     }
 
     impl AsHost for ReadHalf<'_> {
-        fn as_host(&self) -> &Host {
+        fn as_host(&self) -> &Arc<Host> {
             self.host()
         }
     }
 
     impl AsHost for WriteHalf<'_> {
-        fn as_host(&self) -> &Host {
+        fn as_host(&self) -> &Arc<Host> {
             self.host()
         }
     }
 
     impl AsHost for OwnedReadHalf {
-        fn as_host(&self) -> &Host {
+        fn as_host(&self) -> &Arc<Host> {
             self.host()
         }
     }
 
     impl AsHost for OwnedWriteHalf {
-        fn as_host(&self) -> &Host {
+        fn as_host(&self) -> &Arc<Host> {
             self.host()
         }
     }
 
     impl<S: AsHost + ?Sized> AsHost for &mut S {
-        fn as_host(&self) -> &Host {
+        fn as_host(&self) -> &Arc<Host> {
             (**self).as_host()
+        }
+
+        fn is_shared(&self) -> bool {
+            (**self).is_shared()
+        }
+    }
+
+    impl<S: AsHost + ?Sized> AsHost for &S {
+        fn as_host(&self) -> &Arc<Host> {
+            (**self).as_host()
+        }
+
+        fn is_shared(&self) -> bool {
+            true
+        }
+    }
+
+    impl<S: AsHost + ?Sized> AsHost for Arc<S> {
+        fn as_host(&self) -> &Arc<Host> {
+            (**self).as_host()
+        }
+
+        fn is_shared(&self) -> bool {
+            true
         }
     }
 }
@@ -327,7 +426,16 @@ impl<S: ReadChunks> Stream for Chunks<S> {
         if *this.has_failed {
             return Poll::Ready(None);
         }
-        let read = ready!(this.stream.as_host().poll_read_bytes(cx));
+        let host = this.stream.as_host();
+        let read = ready!(if this.stream.is_shared() {
+            let begin = || {
+                let host = Arc::clone(host);
+                async move { host.read_bytes().await }
+            };
+            this.reading.poll(cx, begin)
+        } else {
+            host.poll_read_bytes(cx)
+        });
         *this.has_failed = read.is_err();
         Poll::Ready(Some(read).filter(|read| !matches!(read, Ok(bytes) if bytes.is_empty())))
     }
@@ -355,8 +463,18 @@ impl<S: WriteChunks> Sink<Bytes> for Chunks<S> {
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.project();
+        let host = this.stream.as_host();
+        if this.stream.is_shared() {
+            if this.pending.is_empty() && this.writing.0.is_none() {
+                return Poll::Ready(Ok(()));
+            }
+            return this.writing.poll(cx, || {
+                let (host, item) = (Arc::clone(host), mem::take(this.pending));
+                async move { host.write_whole(item).await }
+            });
+        }
         while !this.pending.is_empty() {
-            ready!(this.stream.as_host().poll_write_bytes(cx, this.pending))?;
+            ready!(host.poll_write_bytes(cx, this.pending))?;
         }
         Poll::Ready(Ok(()))
     }

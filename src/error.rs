@@ -9,7 +9,7 @@ use std::io;
 ///
 /// | error | [`io::ErrorKind`] |
 /// | --- | --- |
-/// | [`Capacity`](Error::Capacity) | [`InvalidInput`](io::ErrorKind::InvalidInput) |
+/// | [`Capacity`](Error::Capacity), [`TooLong`](Error::TooLong) | [`InvalidInput`](io::ErrorKind::InvalidInput) |
 /// | [`NoRuntime`](Error::NoRuntime) | [`Other`](io::ErrorKind::Other) |
 /// | [`PipeInUse`](Error::PipeInUse) | [`AddrInUse`](io::ErrorKind::AddrInUse) |
 /// | [`Os`](Error::Os) | the kind of the system's error |
@@ -52,6 +52,16 @@ pub enum Error {
         /// The smallest valid capacity, in bytes.
         least: usize,
         /// The largest valid capacity, in bytes.
+        most: usize,
+    },
+    /// More bytes are to be written at once than the stream ever has room for, or than the [`Permit`](crate::Permit) is
+    /// for.
+    #[non_exhaustive]
+    #[error("{length} bytes are too many to write at once: there is room for {most}")]
+    TooLong {
+        /// How many bytes they are.
+        length: usize,
+        /// How many there can be.
         most: usize,
     },
     /// The current thread is outside any tokio runtime, and the stream needs one to register with.
@@ -102,7 +112,7 @@ fn with_unit(bytes: &usize) -> String {
 impl From<Error> for io::Error {
     fn from(error: Error) -> Self {
         let kind = match error {
-            Error::Capacity { .. } => io::ErrorKind::InvalidInput,
+            Error::Capacity { .. } | Error::TooLong { .. } => io::ErrorKind::InvalidInput,
             Error::NoRuntime => io::ErrorKind::Other,
             Error::PipeInUse { .. } => io::ErrorKind::AddrInUse,
             // Unwrapped, to keep the system's error number.

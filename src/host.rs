@@ -13,12 +13,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 
-use bytes::{BufMut, Bytes};
+use bytes::{BufMut, Bytes, BytesMut};
 use tokio::io::{Interest, ReadBuf, Ready};
+use tokio::sync::Mutex;
 use tokio::task::coop;
 
 use crate::error::Error;
-use crate::shared::ConsoleSharedState;
+use crate::permit::Permit;
+use crate::shared::{Admit, ConsoleSharedState};
 use crate::stats::Stats;
 use crate::sys::HostWait;
 
@@ -34,22 +36,20 @@ pub struct Host {
     writable: HostWait,
     /// Whether the last look found something: the guest is active.
     guest_is_active: AtomicBool,
-    hang_up_on_drop: bool,
+    /// The turn to wait for room that is set aside: one task after another.
+    turn: Mutex<()>,
 }
 
 impl Host {
     /// Registers with the current runtime.
     #[track_caller]
-    pub(crate) fn register(
-        shared: Arc<ConsoleSharedState>,
-        hang_up_on_drop: bool,
-    ) -> io::Result<Self> {
+    pub(crate) fn register(shared: Arc<ConsoleSharedState>) -> io::Result<Self> {
         Ok(Self {
             readable: HostWait::register(Arc::clone(shared.tx_data.wake()))?,
             writable: HostWait::register(Arc::clone(shared.rx_room.wake()))?,
             shared,
             guest_is_active: AtomicBool::new(false),
-            hang_up_on_drop,
+            turn: Mutex::new(()),
         })
     }
 
@@ -59,6 +59,10 @@ impl Host {
 
     pub(crate) fn hang_up(&self) {
         self.shared.host_hang_up();
+    }
+
+    pub(crate) fn close(&self) {
+        self.shared.host_end();
     }
 
     pub(crate) fn stop_reading(&self) {
@@ -72,6 +76,10 @@ impl Host {
     pub(crate) fn stats(&self) -> Stats {
         self.shared.stats()
     }
+
+    pub(crate) fn capacity(&self) -> usize {
+        self.shared.capacity()
+    }
 }
 
 // As tokio's own streams are. No code of the caller's runs under a lock.
@@ -80,7 +88,7 @@ impl RefUnwindSafe for Host {}
 
 impl Drop for Host {
     fn drop(&mut self) {
-        self.shared.host_end(self.hang_up_on_drop);
+        self.shared.host_end();
     }
 }
 
@@ -233,8 +241,10 @@ impl Host {
         cx: &mut Context<'_>,
         sources: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.poll_until(Side::Writing, cx, |shared| shared.host_write(sources))
-            .map(|result| result?)
+        self.poll_until(Side::Writing, cx, |shared| {
+            shared.host_write(sources, Admit::Part)
+        })
+        .map(|result| result?)
     }
 
     pub(crate) fn poll_write_bytes(
@@ -242,8 +252,10 @@ impl Host {
         cx: &mut Context<'_>,
         bytes: &mut Bytes,
     ) -> Poll<io::Result<usize>> {
-        self.poll_until(Side::Writing, cx, |shared| shared.host_write_bytes(bytes))
-            .map(|result| result?)
+        self.poll_until(Side::Writing, cx, |shared| {
+            shared.host_write_bytes(bytes, Admit::Part)
+        })
+        .map(|result| result?)
     }
 
     pub(crate) fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -301,8 +313,50 @@ impl Host {
         }))
     }
 
+    /// Appends what there is, up to `limit` bytes. `buf` grows before the ring is locked, and is no code of the caller's.
+    pub(crate) fn try_read_available(&self, buf: &mut BytesMut, limit: usize) -> io::Result<usize> {
+        if limit == 0 {
+            return Ok(0);
+        }
+        now(self.read_available_now(buf, limit))
+    }
+
+    fn read_available_now(&self, buf: &mut BytesMut, limit: usize) -> Option<io::Result<usize>> {
+        let limit = limit.min(self.shared.host_unread().max(1));
+        buf.reserve(limit);
+        self.shared
+            .host_read(limit, |bytes| buf.extend_from_slice(bytes))
+    }
+
     pub(crate) fn try_write(&self, sources: &[IoSlice<'_>]) -> io::Result<usize> {
-        now(self.shared.host_write(sources))
+        now(self.shared.host_write(sources, Admit::Part))
+    }
+
+    pub(crate) fn try_write_all(&self, bytes: &[u8]) -> io::Result<()> {
+        self.check_fits(bytes.len())?;
+        now(self.shared.host_write(&[IoSlice::new(bytes)], Admit::Whole)).map(drop)
+    }
+
+    pub(crate) fn try_write_bytes(&self, mut bytes: Bytes) -> Result<(), (Bytes, io::Error)> {
+        let written = self
+            .check_fits(bytes.len())
+            .and_then(|()| now(self.shared.host_write_bytes(&mut bytes, Admit::Whole)));
+        written.map(drop).map_err(|error| (bytes, error))
+    }
+
+    pub(crate) fn try_reserve(&self, length: usize) -> io::Result<Permit<'_>> {
+        self.check_fits(length)?;
+        now(self.shared.host_try_claim(length))?;
+        Ok(Permit::of_claimed(&self.shared, length))
+    }
+
+    /// Nothing waits for more room than there can be.
+    fn check_fits(&self, length: usize) -> io::Result<()> {
+        let most = self.capacity();
+        if length > most {
+            return Err(Error::TooLong { length, most }.into());
+        }
+        Ok(())
     }
 }
 
@@ -329,7 +383,7 @@ impl Host {
             if self.shared.host_is_readable().is_some() {
                 ready |= Ready::READABLE;
             }
-            if self.shared.has_guest_ended() {
+            if self.shared.has_reading_ended() {
                 ready |= Ready::READABLE | Ready::READ_CLOSED;
             }
         }
@@ -357,14 +411,85 @@ impl Host {
     }
 
     pub(crate) async fn write_bytes(&self, bytes: &mut Bytes) -> io::Result<usize> {
-        let look = || self.shared.host_write_bytes(bytes);
+        let look = || self.shared.host_write_bytes(bytes, Admit::Part);
         self.until(&[Side::Writing], look).await?
+    }
+
+    pub(crate) async fn read_bytes(&self) -> io::Result<Bytes> {
+        let look = || self.shared.host_read_bytes();
+        self.until(&[Side::Reading], look).await?
+    }
+
+    pub(crate) async fn read_available(
+        &self,
+        buf: &mut BytesMut,
+        limit: usize,
+    ) -> io::Result<usize> {
+        if limit == 0 {
+            return Ok(0);
+        }
+        let look = || self.read_available_now(buf, limit);
+        self.until(&[Side::Reading], look).await?
+    }
+
+    pub(crate) async fn reserve(&self, length: usize) -> io::Result<Permit<'_>> {
+        self.check_fits(length)?;
+        let _turn = self.turn.lock().await;
+        self.claim(length).await
+    }
+
+    /// For the task whose turn it is. It claims the room at once and then waits for it, so that no other write takes it.
+    async fn claim(&self, length: usize) -> io::Result<Permit<'_>> {
+        self.shared.host_claim(length);
+        let permit = Permit::of_claimed(&self.shared, length);
+        let look = || self.shared.host_has_claimed_room();
+        self.until(&[Side::Writing], look).await??;
+        Ok(permit)
+    }
+
+    /// Writes all of `bytes`. Nothing of another task's comes between them.
+    pub(crate) async fn write_whole(&self, mut bytes: Bytes) -> io::Result<()> {
+        poll_fn(coop::poll_proceed).await.made_progress();
+        if bytes.len() <= self.capacity() {
+            match self.try_write_bytes(bytes) {
+                Err((rest, error)) if error.kind() == io::ErrorKind::WouldBlock => bytes = rest,
+                written => return written.map_err(|(_, error)| error),
+            }
+            let permit = self.reserve(bytes.len()).await?;
+            return permit.write_all_bytes(bytes);
+        }
+        let _turn = self.turn.lock().await;
+        // Every other permit is used by then.
+        let permit = self.claim(self.capacity()).await?;
+        let _exclusive = Exclusive::begin(&self.shared);
+        drop(permit);
+        while !bytes.is_empty() {
+            let look = || self.shared.host_write_bytes(&mut bytes, Admit::Claimed);
+            self.until(&[Side::Writing], look).await??;
+        }
+        Ok(())
     }
 
     pub(crate) async fn drained(&self) -> io::Result<()> {
         let position = self.shared.host_written();
         let look = || self.shared.host_is_drained(position);
         self.until(&[Side::Draining], look).await?
+    }
+}
+
+/// While it lives, all room belongs to one long write.
+struct Exclusive<'a>(&'a ConsoleSharedState);
+
+impl<'a> Exclusive<'a> {
+    fn begin(shared: &'a ConsoleSharedState) -> Self {
+        shared.host_set_exclusive(true);
+        Self(shared)
+    }
+}
+
+impl Drop for Exclusive<'_> {
+    fn drop(&mut self) {
+        self.0.host_set_exclusive(false);
     }
 }
 

@@ -240,7 +240,7 @@
 #![warn(missing_docs, unreachable_pub)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
-#[cfg(all(feature = "agent", target_os = "linux", not(tokio_krun_loom)))]
+#[cfg(all(feature = "agent", target_os = "linux", not(all(test, tokio_krun_loom))))]
 #[cfg_attr(docsrs, doc(cfg(all(feature = "agent", target_os = "linux"))))]
 pub mod agent;
 mod chunks;
@@ -250,6 +250,7 @@ mod host;
 #[cfg(all(test, tokio_krun_loom))]
 mod models;
 mod options;
+mod permit;
 mod port;
 mod shared;
 mod split;
@@ -278,6 +279,7 @@ struct Readme;
 pub use chunks::{Chunks, ReadChunks, WriteChunks};
 pub use error::Error;
 pub use options::Options;
+pub use permit::Permit;
 pub use port::{AgentPort, PortHandle};
 pub use split::{ReadHalf, WriteHalf};
 pub use split_owned::{OwnedReadHalf, OwnedWriteHalf, ReuniteError};

@@ -37,6 +37,7 @@ const MAX_BUSY_POLL: Duration = Duration::from_millis(1);
 #[must_use = "options do nothing until `create` is called"]
 pub struct Options {
     pub(crate) capacity: usize,
+    least_capacity: usize,
     pub(crate) hang_up_on_drop: bool,
     pub(crate) stall_timeout: Option<Duration>,
     pub(crate) busy_poll: Duration,
@@ -69,6 +70,7 @@ impl Options {
     pub fn new() -> Self {
         Self {
             capacity: Self::DEFAULT_CAPACITY,
+            least_capacity: Self::MIN_CAPACITY,
             hang_up_on_drop: true,
             stall_timeout: None,
             busy_poll: Duration::ZERO,
@@ -128,6 +130,28 @@ impl Options {
     /// ```
     pub fn capacity(mut self, bytes: usize) -> Self {
         self.capacity = bytes;
+        self.least_capacity = Self::MIN_CAPACITY;
+        self
+    }
+
+    /// Sets a capacity below [`MIN_CAPACITY`](Self::MIN_CAPACITY), from 1 byte up, for a test that wants to see backpressure
+    /// after few bytes.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tokio_krun::Options;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+    /// let (stream, _port) = Options::new().test_capacity(4).create()?;
+    /// assert_eq!(stream.try_write(b"request")?, 4);
+    /// # Ok(()) }
+    /// ```
+    #[cfg(any(test, feature = "test-util"))]
+    #[cfg_attr(docsrs, doc(cfg(feature = "test-util")))]
+    pub fn test_capacity(mut self, bytes: usize) -> Self {
+        self.capacity = bytes;
+        self.least_capacity = 1;
         self
     }
 
@@ -299,11 +323,15 @@ impl Options {
         if Handle::try_current().is_err() {
             return Err(Error::NoRuntime);
         }
-        let shared = ConsoleSharedState::new(self.capacity, self.busy_poll, self.stall_timeout)
-            .map_err(Error::Os)?;
+        let shared = ConsoleSharedState::new(
+            self.capacity,
+            self.hang_up_on_drop,
+            self.busy_poll,
+            self.stall_timeout,
+        )
+        .map_err(Error::Os)?;
         let shared = Arc::new(shared);
-        let stream =
-            AgentStream::register(Arc::clone(&shared), self.hang_up_on_drop).map_err(Error::Os)?;
+        let stream = AgentStream::register(Arc::clone(&shared)).map_err(Error::Os)?;
         Ok((stream, AgentPort::create(shared, &self.port)?))
     }
 
@@ -342,10 +370,10 @@ impl Options {
     }
 
     fn validate(&self) -> Result<(), Error> {
-        if !(Self::MIN_CAPACITY..=Self::MAX_CAPACITY).contains(&self.capacity) {
+        if !(self.least_capacity..=Self::MAX_CAPACITY).contains(&self.capacity) {
             return Err(Error::Capacity {
                 capacity: self.capacity,
-                least: Self::MIN_CAPACITY,
+                least: self.least_capacity,
                 most: Self::MAX_CAPACITY,
             });
         }

@@ -206,6 +206,7 @@ impl AgentPort {
             shared: Arc::downgrade(&self.shared),
             guest_gone: self.shared.guest_gone(),
             last_stats: self.shared.last_stats(),
+            capacity: self.shared.capacity(),
         }
     }
 
@@ -358,6 +359,7 @@ pub struct PortHandle {
     guest_gone: GuestGone,
     /// Set once `shared` is gone.
     last_stats: Arc<OnceLock<Stats>>,
+    capacity: usize,
 }
 
 impl fmt::Debug for PortHandle {
@@ -480,6 +482,45 @@ impl PortHandle {
         if let Some(shared) = self.shared.upgrade() {
             shared.set_quiesced(false);
         }
+    }
+
+    /// Closes the stream, whoever owns it: see [`AgentStream::close`](crate::AgentStream::close).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tokio::io::AsyncReadExt;
+    /// # use tokio_krun::{AgentStream, test_util::Guest};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+    /// let (mut stream, port) = AgentStream::pair()?;
+    /// let handle = port.handle();
+    /// # let guest = Guest::boot(port);
+    /// let reader = tokio::spawn(async move { stream.read(&mut [0; 64]).await });
+    /// // For example, at a deadline.
+    /// handle.close();
+    /// assert_eq!(reader.await??, 0); // end of file
+    /// # Ok(()) }
+    /// ```
+    pub fn close(&self) {
+        if let Some(shared) = self.shared.upgrade() {
+            shared.host_end();
+        }
+    }
+
+    /// Returns how many bytes each direction holds: [`Options::capacity`](crate::Options::capacity).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tokio_krun::{AgentStream, Options};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+    /// let (_stream, port) = AgentStream::pair()?;
+    /// assert_eq!(port.handle().capacity(), Options::DEFAULT_CAPACITY);
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.capacity
     }
 
     /// Returns the counters of both directions.

@@ -41,8 +41,9 @@ use crate::sys;
 use crate::trace::Trace;
 use held::Held;
 use latch::Latch;
+pub(crate) use ring::Admit;
 pub(crate) use ring::Given;
-use ring::{Admit, ReadChunk, Refused, Ring, USUAL_CHUNK};
+use ring::{ReadChunk, Refused, Ring, USUAL_CHUNK};
 pub(crate) use signal::{Signal, Wake};
 
 /// A small capacity is cut into this many chunks.
@@ -65,8 +66,10 @@ pub(crate) struct ConsoleSharedState {
     drain_mark: AtomicU64,
     /// The guest is to read the end of the file after the last byte.
     hung_up: AtomicBool,
-    /// The stream was dropped.
+    /// The stream was dropped or closed.
     host_ended: AtomicBool,
+    /// Whether the host hangs up when it ends.
+    hang_up_on_drop: bool,
     /// krun has called.
     guest_opened: AtomicBool,
     /// The guest's writes must not wait; see [`PortHandle::quiesce`](crate::PortHandle::quiesce).
@@ -87,6 +90,7 @@ impl ConsoleSharedState {
     /// Two rings of `capacity` bytes each, which [`Options`](crate::Options) has validated.
     pub(crate) fn new(
         capacity: usize,
+        hang_up_on_drop: bool,
         busy_poll: Duration,
         stall_timeout: Option<Duration>,
     ) -> io::Result<Self> {
@@ -104,6 +108,7 @@ impl ConsoleSharedState {
             drain_mark: AtomicU64::new(u64::MAX),
             hung_up: AtomicBool::new(false),
             host_ended: AtomicBool::new(false),
+            hang_up_on_drop,
             guest_opened: AtomicBool::new(false),
             quiesced: AtomicBool::new(false),
             busy_poll,
@@ -131,6 +136,11 @@ impl ConsoleSharedState {
                 ..self.rx_ring.stats()
             },
         }
+    }
+
+    /// How many bytes each direction holds.
+    pub(crate) fn capacity(&self) -> usize {
+        self.rx_ring.capacity()
     }
 
     /// For a side that has found nothing: how long it looks again before it arms a signal.
@@ -173,16 +183,17 @@ impl ConsoleSharedState {
         sink: impl FnMut(&[u8]),
     ) -> Option<io::Result<usize>> {
         let (read, _given) = self.tx_ring.read(limit, sink);
-        let read = read?;
+        let read = read.or_else(|| self.end_of_closed())?;
         self.offer_tx_room();
         Some(self.unless_cut_off(read == 0, read))
     }
 
     /// The next chunk, without a copy if that pays; no bytes at the end.
     pub(crate) fn host_read_bytes(self: &Arc<Self>) -> Option<io::Result<Bytes>> {
-        let bytes = match self.tx_ring.read_chunk()? {
-            ReadChunk::Copied(bytes) => bytes,
-            ReadChunk::Held(chunk) => Bytes::from_owner(Held::new(chunk, self)),
+        let bytes = match self.tx_ring.read_chunk() {
+            Some(ReadChunk::Copied(bytes)) => bytes,
+            Some(ReadChunk::Held(chunk)) => Bytes::from_owner(Held::new(chunk, self)),
+            None => self.end_of_closed()?,
         };
         self.offer_tx_room();
         Some(self.unless_cut_off(bytes.is_empty(), bytes))
@@ -190,7 +201,7 @@ impl ConsoleSharedState {
 
     /// A handle to the next chunk, which stays unread; no bytes at the end.
     pub(crate) fn host_peek(&self) -> Option<io::Result<Bytes>> {
-        let bytes = self.tx_ring.peek()?;
+        let bytes = self.tx_ring.peek().or_else(|| self.end_of_closed())?;
         Some(self.unless_cut_off(bytes.is_empty(), bytes))
     }
 
@@ -210,12 +221,24 @@ impl ConsoleSharedState {
 
     /// Whether there are bytes, `Some(false)` at the end.
     pub(crate) fn host_is_readable(&self) -> Option<bool> {
-        self.tx_ring.is_readable()
+        self.tx_ring.is_readable().or_else(|| self.end_of_closed())
     }
 
-    /// Whether the guest writes no more. What it has written may be unread.
-    pub(crate) fn has_guest_ended(&self) -> bool {
-        self.tx_ring.is_closed()
+    /// What a look that found nothing finds if the host has closed the stream: the end.
+    fn end_of_closed<T: Default>(&self) -> Option<T> {
+        // Relaxed: the fence of the signal in `host_end` makes sure that one look finds this.
+        self.host_ended.load(Ordering::Relaxed).then(T::default)
+    }
+
+    /// Whether the guest writes no more, or the host reads no more. What was written before may be unread.
+    pub(crate) fn has_reading_ended(&self) -> bool {
+        self.tx_ring.is_closed() || self.host_ended.load(Ordering::Relaxed)
+    }
+
+    /// How many bytes are there to read.
+    pub(crate) fn host_unread(&self) -> usize {
+        // No truncation: it is at most twice the capacity.
+        self.tx_ring.unread() as usize
     }
 
     fn offer_tx_room(&self) {
@@ -241,18 +264,19 @@ impl ConsoleSharedState {
         drop(unread);
     }
 
-    /// The stream is dropped.
+    /// The stream is dropped or closed.
     ///
     /// Both directions end before anybody is woken, as some wakes run the caller's code.
-    pub(crate) fn host_end(&self, hangs_up: bool) {
+    pub(crate) fn host_end(&self) {
         self.rx_ring.close();
-        let is_news = hangs_up && !self.hung_up.swap(true, Ordering::Relaxed);
+        let is_news = self.hang_up_on_drop && !self.hung_up.swap(true, Ordering::Relaxed);
         let unread = self.tx_ring.abandon();
         self.host_ended.store(true, Ordering::Relaxed);
         self.host_gone.set();
         self.rx_data.notify();
         self.rx_room.notify();
         self.tx_room.notify();
+        self.tx_data.notify();
         drop(unread);
         if is_news {
             self.trace.lifecycle("the host hangs up");
@@ -262,18 +286,26 @@ impl ConsoleSharedState {
 
 /// The host writes what the guest will receive.
 impl ConsoleSharedState {
-    /// Copies as much as fits.
-    pub(crate) fn host_write(&self, sources: &[IoSlice<'_>]) -> Option<io::Result<usize>> {
-        self.host_wrote(self.rx_ring.write(sources, Admit::Part))
+    /// Copies what `admit` allows.
+    pub(crate) fn host_write(
+        &self,
+        sources: &[IoSlice<'_>],
+        admit: Admit,
+    ) -> Option<io::Result<usize>> {
+        self.host_wrote(self.rx_ring.write(sources, admit))
     }
 
-    /// Takes as much as fits from the front of `bytes`, without a copy if that pays.
-    pub(crate) fn host_write_bytes(&self, bytes: &mut Bytes) -> Option<io::Result<usize>> {
-        let (written, _copied) = self.rx_ring.write_bytes(bytes);
+    /// Takes what `admit` allows from the front of `bytes`, without a copy if that pays.
+    pub(crate) fn host_write_bytes(
+        &self,
+        bytes: &mut Bytes,
+        admit: Admit,
+    ) -> Option<io::Result<usize>> {
+        let (written, _copied) = self.rx_ring.write_bytes(bytes, admit);
         self.host_wrote(written)
     }
 
-    fn host_wrote(&self, written: Result<usize, Refused>) -> Option<io::Result<usize>> {
+    fn host_wrote<T>(&self, written: Result<T, Refused>) -> Option<io::Result<T>> {
         // Even if nothing was written: see `Ring::write`.
         self.rx_data.notify_after_fence();
         match written {
@@ -290,6 +322,42 @@ impl ConsoleSharedState {
             return Some(false);
         }
         self.rx_ring.has_room().then_some(true)
+    }
+
+    /// Sets room for `length` bytes aside, if there is room.
+    pub(crate) fn host_try_claim(&self, length: usize) -> Option<io::Result<()>> {
+        self.host_wrote(self.rx_ring.try_claim(length))
+    }
+
+    /// Sets room for `length` bytes aside before there is room. Only one task at a time may wait for that.
+    pub(crate) fn host_claim(&self, length: usize) {
+        self.rx_ring.claim(length);
+        // As after each use of the writer's side: see `Ring::write`.
+        self.rx_data.notify_after_fence();
+    }
+
+    /// Whether there is all the room that is claimed, an error if there never will be.
+    pub(crate) fn host_has_claimed_room(&self) -> Option<io::Result<()>> {
+        if self.rx_ring.is_closed() {
+            return Some(Err(Error::ShutDown.into()));
+        }
+        if self.rx_ring.is_abandoned() {
+            return Some(Err(Error::GuestGone.into()));
+        }
+        self.rx_ring.has_wanted_room().then_some(Ok(()))
+    }
+
+    /// Gives claimed room back.
+    pub(crate) fn host_unclaim(&self, length: usize) {
+        self.rx_ring.unclaim(length);
+        self.rx_room.notify();
+    }
+
+    /// Sets aside all room that is or becomes free, or ends that.
+    pub(crate) fn host_set_exclusive(&self, exclusive: bool) {
+        self.rx_ring.set_exclusive(exclusive);
+        self.rx_data.notify_after_fence();
+        self.rx_room.notify();
     }
 
     /// The position after everything written so far.
@@ -409,7 +477,11 @@ impl ConsoleSharedState {
         self.tx_data.notify_after_fence();
         match written {
             Ok(written) => Some(written),
-            Err(Refused::Full) => None,
+            Err(Refused::Full) => {
+                let part = admit == Admit::Part;
+                self.tx_ring.want(if part { 1 } else { source.len() });
+                None
+            }
             Err(Refused::Closed | Refused::Abandoned) => {
                 self.tx_ring.discard(source.len());
                 Some(source.len())
@@ -518,7 +590,7 @@ impl GuestGone {
 impl Drop for ConsoleSharedState {
     fn drop(&mut self) {
         // A model that has failed must take no more steps.
-        if cfg!(tokio_krun_loom) && std::thread::panicking() {
+        if cfg!(all(test, tokio_krun_loom)) && std::thread::panicking() {
             return;
         }
         let mut last = self.stats();
@@ -586,7 +658,7 @@ mod tests {
 
     /// Whether a side that finds nothing looks again, and again after that.
     fn looks_again(busy_poll: Duration) -> [bool; 2] {
-        let shared = ConsoleSharedState::new(32 * 1024, busy_poll, None).unwrap();
+        let shared = ConsoleSharedState::new(32 * 1024, true, busy_poll, None).unwrap();
         let mut busy_poll = shared.busy_poll();
         [busy_poll.again(), busy_poll.again()]
     }

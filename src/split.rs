@@ -2,12 +2,14 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use bytes::{BufMut, Bytes};
+use bytes::{BufMut, Bytes, BytesMut};
 use tokio::io::{AsyncBufRead, AsyncRead, AsyncWrite, Interest, ReadBuf, Ready};
 
 use crate::host::{Host, Peeked};
+use crate::permit::Permit;
 use crate::stats::Stats;
 #[cfg(doc)]
 use crate::stream::AgentStream;
@@ -35,7 +37,7 @@ use crate::stream::AgentStream;
 /// ```
 #[derive(Debug)]
 pub struct ReadHalf<'a> {
-    host: &'a Host,
+    host: &'a Arc<Host>,
     peeked: Peeked,
 }
 
@@ -64,18 +66,18 @@ pub struct ReadHalf<'a> {
 /// ```
 #[derive(Debug)]
 pub struct WriteHalf<'a> {
-    host: &'a Host,
+    host: &'a Arc<Host>,
 }
 
 impl<'a> ReadHalf<'a> {
-    pub(crate) fn new(host: &'a Host) -> Self {
+    pub(crate) fn new(host: &'a Arc<Host>) -> Self {
         Self {
             host,
             peeked: Peeked::default(),
         }
     }
 
-    pub(crate) fn host(&self) -> &Host {
+    pub(crate) fn host(&self) -> &Arc<Host> {
         self.host
     }
 
@@ -87,6 +89,17 @@ impl<'a> ReadHalf<'a> {
     /// Waits until the guest has gone: equivalent to [`AgentStream::closed`].
     pub async fn closed(&self) {
         self.host.closed().await;
+    }
+
+    /// Closes the whole stream: equivalent to [`AgentStream::close`].
+    pub fn close(&self) {
+        self.host.close();
+    }
+
+    /// Returns how many bytes each direction holds: equivalent to [`AgentStream::capacity`].
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.host.capacity()
     }
 
     /// Returns what the rings have done so far: equivalent to [`AgentStream::stats`].
@@ -118,6 +131,16 @@ impl<'a> ReadHalf<'a> {
     /// Reads into several buffers: equivalent to [`AgentStream::try_read_vectored`].
     pub fn try_read_vectored(&self, bufs: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
         self.host.try_read_vectored(bufs)
+    }
+
+    /// Reads what there is to the end of `buf`: equivalent to [`AgentStream::read_available`].
+    pub async fn read_available(&self, buf: &mut BytesMut, limit: usize) -> io::Result<usize> {
+        self.host.read_available(buf, limit).await
+    }
+
+    /// Reads what there is, without waiting: equivalent to [`AgentStream::try_read_available`].
+    pub fn try_read_available(&self, buf: &mut BytesMut, limit: usize) -> io::Result<usize> {
+        self.host.try_read_available(buf, limit)
     }
 
     /// Waits until the guest has opened its port: equivalent to [`AgentStream::guest_opened`].
@@ -155,11 +178,11 @@ impl AsyncBufRead for ReadHalf<'_> {
 }
 
 impl<'a> WriteHalf<'a> {
-    pub(crate) fn new(host: &'a Host) -> Self {
+    pub(crate) fn new(host: &'a Arc<Host>) -> Self {
         Self { host }
     }
 
-    pub(crate) fn host(&self) -> &Host {
+    pub(crate) fn host(&self) -> &Arc<Host> {
         self.host
     }
 
@@ -171,6 +194,17 @@ impl<'a> WriteHalf<'a> {
     /// Waits until the guest has gone: equivalent to [`AgentStream::closed`].
     pub async fn closed(&self) {
         self.host.closed().await;
+    }
+
+    /// Closes the whole stream: equivalent to [`AgentStream::close`].
+    pub fn close(&self) {
+        self.host.close();
+    }
+
+    /// Returns how many bytes each direction holds: equivalent to [`AgentStream::capacity`].
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.host.capacity()
     }
 
     /// Returns what the rings have done so far: equivalent to [`AgentStream::stats`].
@@ -202,6 +236,26 @@ impl<'a> WriteHalf<'a> {
     /// Writes from the front of `bytes` without a copy: equivalent to [`AgentStream::write_bytes`].
     pub async fn write_bytes(&self, bytes: &mut Bytes) -> io::Result<usize> {
         self.host.write_bytes(bytes).await
+    }
+
+    /// Waits for room and sets it aside: equivalent to [`AgentStream::reserve`].
+    pub async fn reserve(&self, length: usize) -> io::Result<Permit<'_>> {
+        self.host.reserve(length).await
+    }
+
+    /// Sets room aside, without waiting: equivalent to [`AgentStream::try_reserve`].
+    pub fn try_reserve(&self, length: usize) -> io::Result<Permit<'_>> {
+        self.host.try_reserve(length)
+    }
+
+    /// Writes all or nothing, without waiting: equivalent to [`AgentStream::try_write_all`].
+    pub fn try_write_all(&self, buf: &[u8]) -> io::Result<()> {
+        self.host.try_write_all(buf)
+    }
+
+    /// Writes all or nothing, without a copy: equivalent to [`AgentStream::try_write_bytes`].
+    pub fn try_write_bytes(&self, bytes: Bytes) -> Result<(), (Bytes, io::Error)> {
+        self.host.try_write_bytes(bytes)
     }
 
     /// Waits until the guest's device has taken everything written: equivalent to [`AgentStream::drained`].

@@ -7,10 +7,11 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use bytes::{BufMut, Bytes};
+use bytes::{BufMut, Bytes, BytesMut};
 use tokio::io::{AsyncBufRead, AsyncRead, AsyncWrite, Interest, ReadBuf, Ready};
 
 use crate::host::{Host, Peeked};
+use crate::permit::Permit;
 use crate::stats::Stats;
 use crate::stream::AgentStream;
 
@@ -77,8 +78,7 @@ pub struct OwnedWriteHalf {
     shut_down_on_drop: bool,
 }
 
-pub(crate) fn into_split(host: Host) -> (OwnedReadHalf, OwnedWriteHalf) {
-    let host = Arc::new(host);
+pub(crate) fn into_split(host: Arc<Host>) -> (OwnedReadHalf, OwnedWriteHalf) {
     let read = OwnedReadHalf {
         host: Arc::clone(&host),
         peeked: Peeked::default(),
@@ -92,7 +92,7 @@ pub(crate) fn into_split(host: Host) -> (OwnedReadHalf, OwnedWriteHalf) {
 }
 
 impl OwnedReadHalf {
-    pub(crate) fn host(&self) -> &Host {
+    pub(crate) fn host(&self) -> &Arc<Host> {
         &self.host
     }
 
@@ -128,8 +128,6 @@ impl OwnedReadHalf {
         let host = Arc::clone(&self.host);
         other.forget();
         self.forget();
-        let host =
-            Arc::into_inner(host).expect("a stream has two halves, and both were just dropped");
         Ok(AgentStream::from_host(host))
     }
 
@@ -168,6 +166,17 @@ impl OwnedReadHalf {
         self.host.closed().await;
     }
 
+    /// Closes the whole stream: equivalent to [`AgentStream::close`].
+    pub fn close(&self) {
+        self.host.close();
+    }
+
+    /// Returns how many bytes each direction holds: equivalent to [`AgentStream::capacity`].
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.host.capacity()
+    }
+
     /// Returns what the rings have done so far: equivalent to [`AgentStream::stats`].
     #[must_use]
     pub fn stats(&self) -> Stats {
@@ -197,6 +206,16 @@ impl OwnedReadHalf {
     /// Reads into several buffers: equivalent to [`AgentStream::try_read_vectored`].
     pub fn try_read_vectored(&self, bufs: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
         self.host.try_read_vectored(bufs)
+    }
+
+    /// Reads what there is to the end of `buf`: equivalent to [`AgentStream::read_available`].
+    pub async fn read_available(&self, buf: &mut BytesMut, limit: usize) -> io::Result<usize> {
+        self.host.read_available(buf, limit).await
+    }
+
+    /// Reads what there is, without waiting: equivalent to [`AgentStream::try_read_available`].
+    pub fn try_read_available(&self, buf: &mut BytesMut, limit: usize) -> io::Result<usize> {
+        self.host.try_read_available(buf, limit)
     }
 
     /// Waits until the guest has opened its port: equivalent to [`AgentStream::guest_opened`].
@@ -234,7 +253,7 @@ impl AsyncBufRead for OwnedReadHalf {
 }
 
 impl OwnedWriteHalf {
-    pub(crate) fn host(&self) -> &Host {
+    pub(crate) fn host(&self) -> &Arc<Host> {
         &self.host
     }
 
@@ -301,6 +320,17 @@ impl OwnedWriteHalf {
         self.host.closed().await;
     }
 
+    /// Closes the whole stream: equivalent to [`AgentStream::close`].
+    pub fn close(&self) {
+        self.host.close();
+    }
+
+    /// Returns how many bytes each direction holds: equivalent to [`AgentStream::capacity`].
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.host.capacity()
+    }
+
     /// Returns what the rings have done so far: equivalent to [`AgentStream::stats`].
     #[must_use]
     pub fn stats(&self) -> Stats {
@@ -330,6 +360,26 @@ impl OwnedWriteHalf {
     /// Writes from the front of `bytes` without a copy: equivalent to [`AgentStream::write_bytes`].
     pub async fn write_bytes(&self, bytes: &mut Bytes) -> io::Result<usize> {
         self.host.write_bytes(bytes).await
+    }
+
+    /// Waits for room and sets it aside: equivalent to [`AgentStream::reserve`].
+    pub async fn reserve(&self, length: usize) -> io::Result<Permit<'_>> {
+        self.host.reserve(length).await
+    }
+
+    /// Sets room aside, without waiting: equivalent to [`AgentStream::try_reserve`].
+    pub fn try_reserve(&self, length: usize) -> io::Result<Permit<'_>> {
+        self.host.try_reserve(length)
+    }
+
+    /// Writes all or nothing, without waiting: equivalent to [`AgentStream::try_write_all`].
+    pub fn try_write_all(&self, buf: &[u8]) -> io::Result<()> {
+        self.host.try_write_all(buf)
+    }
+
+    /// Writes all or nothing, without a copy: equivalent to [`AgentStream::try_write_bytes`].
+    pub fn try_write_bytes(&self, bytes: Bytes) -> Result<(), (Bytes, io::Error)> {
+        self.host.try_write_bytes(bytes)
     }
 
     /// Waits until the guest's device has taken everything written: equivalent to [`AgentStream::drained`].

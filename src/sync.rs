@@ -1,7 +1,7 @@
 //! The primitives of the shared state: std's and crossbeam's, or loom's when a model is checked. What loom must see goes
 //! through this file.
 
-#[cfg(not(tokio_krun_loom))]
+#[cfg(not(all(test, tokio_krun_loom)))]
 pub(crate) use {
     crossbeam_queue::ArrayQueue,
     std::sync::{
@@ -10,7 +10,7 @@ pub(crate) use {
     },
 };
 
-#[cfg(tokio_krun_loom)]
+#[cfg(all(test, tokio_krun_loom))]
 pub(crate) use {
     loom::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence},
     model::{ArrayQueue, Count, Mutex},
@@ -22,18 +22,18 @@ pub(crate) use model::Kept;
 /// What a thread of the platform's part sleeps on.
 #[cfg(unix)]
 pub(crate) mod blocking {
-    #[cfg(tokio_krun_loom)]
+    #[cfg(all(test, tokio_krun_loom))]
     pub(crate) use loom::sync::{Condvar, Mutex};
-    #[cfg(not(tokio_krun_loom))]
+    #[cfg(not(all(test, tokio_krun_loom)))]
     pub(crate) use std::sync::{Condvar, Mutex};
 }
 
 /// Counts how often something has happened.
-#[cfg(not(tokio_krun_loom))]
+#[cfg(not(all(test, tokio_krun_loom)))]
 #[derive(Debug, Default)]
 pub(crate) struct Count(AtomicU64);
 
-#[cfg(not(tokio_krun_loom))]
+#[cfg(not(all(test, tokio_krun_loom)))]
 impl Count {
     pub(crate) fn add_one(&self, happens: impl FnOnce()) {
         happens();
@@ -47,14 +47,14 @@ impl Count {
 
 /// Locks, even if another thread panicked while it held the lock. What these mutexes guard is consistent between any two
 /// statements, and krun's threads must not panic.
-#[cfg(not(tokio_krun_loom))]
+#[cfg(not(all(test, tokio_krun_loom)))]
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex
         .lock()
         .unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-#[cfg(tokio_krun_loom)]
+#[cfg(all(test, tokio_krun_loom))]
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> model::MutexGuard<'_, T> {
     loop {
         match mutex.try_lock() {
@@ -65,7 +65,7 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> model::MutexGuard<'_, T> {
 }
 
 /// Locks if no other thread holds the lock.
-#[cfg(not(tokio_krun_loom))]
+#[cfg(not(all(test, tokio_krun_loom)))]
 pub(crate) fn try_lock<T>(mutex: &Mutex<T>) -> Option<std::sync::MutexGuard<'_, T>> {
     match mutex.try_lock() {
         Ok(guard) => Some(guard),
@@ -74,12 +74,12 @@ pub(crate) fn try_lock<T>(mutex: &Mutex<T>) -> Option<std::sync::MutexGuard<'_, 
     }
 }
 
-#[cfg(tokio_krun_loom)]
+#[cfg(all(test, tokio_krun_loom))]
 pub(crate) fn try_lock<T>(mutex: &Mutex<T>) -> Option<model::MutexGuard<'_, T>> {
     mutex.try_lock()
 }
 
-#[cfg(tokio_krun_loom)]
+#[cfg(all(test, tokio_krun_loom))]
 mod model {
     use std::collections::VecDeque;
     use std::ops::{Deref, DerefMut};

@@ -16,7 +16,7 @@ use crate::sync::Kept;
 
 /// Rings of `capacity` bytes, in chunks of an eighth of that.
 fn ends(capacity: usize) -> Arc<ConsoleSharedState> {
-    Arc::new(ConsoleSharedState::new(capacity, Duration::ZERO, None).unwrap())
+    Arc::new(ConsoleSharedState::new(capacity, true, Duration::ZERO, None).unwrap())
 }
 
 /// As every waiting side does: register for the next wake, arm, look, sleep.
@@ -32,7 +32,7 @@ fn until<W: Wake, T>(signal: &Signal<W>, mut look: impl FnMut() -> Option<T>) ->
 }
 
 fn host_writes(shared: &ConsoleSharedState, bytes: &[u8]) {
-    let written = shared.host_write(&[IoSlice::new(bytes)]);
+    let written = shared.host_write(&[IoSlice::new(bytes)], Admit::Part);
     assert_eq!(written.unwrap().unwrap(), bytes.len());
 }
 
@@ -92,7 +92,7 @@ fn write_fails_after_end_of_file_was_read() {
         let read = until(tx_data, || shared.host_read(4, |_| {}));
         assert_eq!(read.unwrap(), 0);
         assert_eq!(shared.host_is_writable(), Some(false));
-        let error = shared.host_write(&[IoSlice::new(&[1])]).unwrap();
+        let error = shared.host_write(&[IoSlice::new(&[1])], Admit::Part).unwrap();
         assert_eq!(error.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
         guest.join().unwrap();
     });
@@ -172,7 +172,7 @@ fn drained_does_not_count_discarded_bytes() {
         host_writes(&shared, &[1]);
         let guest = spawn(&shared, |shared| drop(shared.guest_end()));
         let host = spawn(&shared, |shared| {
-            let _ = shared.host_write(&[IoSlice::new(&[2])]);
+            let _ = shared.host_write(&[IoSlice::new(&[2])], Admit::Part);
         });
         assert!(!drained(&shared, 1));
         guest.join().unwrap();
@@ -305,6 +305,32 @@ fn dropping_held_bytes_wakes_guest_writer() {
     });
 }
 
+/// A host that reads in another task sees the end.
+#[test]
+fn closing_wakes_host_reader() {
+    bounded(3).check(|| {
+        let shared = ends(2);
+        let reader = spawn(&shared, |shared| {
+            let look = || shared.host_read(2, |_| {});
+            assert_eq!(until(&shared.tx_data, look).unwrap(), 0);
+        });
+        shared.host_end();
+        reader.join().unwrap();
+    });
+}
+
+/// Room that is given back is offered to the write that waits.
+#[test]
+fn dropped_permit_wakes_host_writer() {
+    bounded(3).check(|| {
+        let shared = ends(2);
+        shared.host_try_claim(2).unwrap().unwrap();
+        let holder = spawn(&shared, |shared| shared.host_unclaim(2));
+        assert_eq!(host_waits_to_write(&shared).unwrap(), 1);
+        holder.join().unwrap();
+    });
+}
+
 /// krun's two threads wait at once: one for room, one for bytes or the end.
 #[test]
 fn dropped_stream_wakes_guest_writer_and_reader() {
@@ -316,7 +342,7 @@ fn dropped_stream_wakes_guest_writer_and_reader() {
             let look = || shared.guest_read(&mut [0]);
             assert_eq!(until(&shared.rx_data, look), 0);
         });
-        shared.host_end(true);
+        shared.host_end();
         tx.join().unwrap();
         rx.join().unwrap();
         assert_eq!(shared.stats().tx.discarded, 3);
@@ -326,7 +352,7 @@ fn dropped_stream_wakes_guest_writer_and_reader() {
 /// A host whose write waits for room.
 fn host_waits_to_write(shared: &ConsoleSharedState) -> io::Result<usize> {
     let rx_room = &shared.rx_room;
-    let look = || shared.host_write(&[IoSlice::new(&[3])]);
+    let look = || shared.host_write(&[IoSlice::new(&[3])], Admit::Part);
     until(rx_room, look)
 }
 

@@ -83,8 +83,12 @@ struct Ends {
     abandoned: AtomicBool,
     /// The position at which the reader went.
     abandoned_at: AtomicU64,
-    /// The room that the last write needed, if it was refused.
+    /// The room that the writer waits for, beyond what is claimed.
     wanted: AtomicU64,
+    /// Room that is set aside for certain writes. It grows only under the writer's lock.
+    claimed: AtomicU64,
+    /// All room is set aside for one long write. It changes only under the writer's lock.
+    exclusive: AtomicBool,
     /// Writes that found no room.
     refused: AtomicU64,
     /// Bytes that counted as read but went to nobody.
@@ -112,6 +116,8 @@ impl Ring {
                 abandoned: AtomicBool::new(false),
                 abandoned_at: AtomicU64::new(u64::MAX),
                 wanted: AtomicU64::new(0),
+                claimed: AtomicU64::new(0),
+                exclusive: AtomicBool::new(false),
                 refused: AtomicU64::new(0),
                 swept: AtomicU64::new(0),
                 discarded: AtomicU64::new(0),
@@ -160,7 +166,12 @@ impl Ring {
             .wrapping_sub(released)
     }
 
-    /// Bytes that fit now. A writer has its own way, [`admit`](Self::admit).
+    pub(crate) fn capacity(&self) -> usize {
+        // No truncation: it came from a `usize`.
+        self.capacity as usize
+    }
+
+    /// Bytes that fit now, claimed or not. A writer has its own way, [`admit`](Self::admit).
     fn room(&self) -> u64 {
         self.capacity.saturating_sub(self.queued())
     }

@@ -94,7 +94,7 @@ impl<W: Wake> Signal<W> {
     #[cfg(unix)]
     pub(crate) fn drain(&self, drain: impl FnOnce(&W)) {
         // loom does not see a descriptor, nor does it switch threads there. Here it does.
-        #[cfg(tokio_krun_loom)]
+        #[cfg(all(test, tokio_krun_loom))]
         self.signals.see();
         drain(&self.wake);
     }

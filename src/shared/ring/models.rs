@@ -23,6 +23,7 @@ fn read(ring: &Ring, limit: usize, sink: impl FnMut(&[u8])) -> Option<usize> {
 /// As krun's TX thread does: sleeps if there is no room, and then there is.
 fn write_when_there_is_room(ring: &Ring, room: &Signal<Counted>, bytes: &[u8]) {
     if write(ring, bytes) == Err(Refused::Full) {
+        ring.want(bytes.len());
         room.until(|| ring.has_wanted_room().then_some(()));
         assert_eq!(write(ring, bytes), Ok(bytes.len()));
     }
@@ -179,6 +180,50 @@ fn writer_of_full_ring_is_woken() {
     });
 }
 
+/// A claim that waits is woken once all its room is free, and no sooner.
+#[test]
+fn claim_that_waits_is_woken() {
+    bounded(2).check(|| {
+        let shared = Arc::new((Ring::new(2, 1), Signal::new(Counted)));
+        write(&shared.0, &[1, 2]).unwrap();
+        let claimer = spawn(&shared, |(ring, room)| {
+            ring.claim(2);
+            room.until(|| ring.has_wanted_room().then_some(()));
+            let bytes = [IoSlice::new(&[3, 4])];
+            assert_eq!(ring.write(&bytes, Admit::Claimed), Ok(2));
+            ring.unclaim(2);
+        });
+        let (ring, room) = &*shared;
+        let mut bytes = Vec::new();
+        for _ in 0..2 {
+            read(ring, 1, |part| bytes.extend_from_slice(part));
+            room.notify_if(|| ring.is_worth_waking_writer());
+        }
+        claimer.join().unwrap();
+        read(ring, 2, |part| bytes.extend_from_slice(part));
+        assert_eq!(bytes, [1, 2, 3, 4]);
+    });
+}
+
+/// Room is promised once: to a claim, or to a write without one.
+#[test]
+fn claimed_room_goes_to_no_other_write() {
+    loom::model(|| {
+        let ring = Arc::new(Ring::new(2, 1));
+        let claimer = spawn(&ring, |ring| {
+            let claimed = ring.try_claim(2).is_ok();
+            if claimed {
+                let bytes = [IoSlice::new(&[1, 2])];
+                assert_eq!(ring.write(&bytes, Admit::Claimed), Ok(2));
+                ring.unclaim(2);
+            }
+            claimed
+        });
+        let written = ring.write(&[IoSlice::new(&[3])], Admit::Part).is_ok();
+        assert_ne!(claimer.join().unwrap(), written);
+    });
+}
+
 /// The same, with the last byte released by a third thread, that of the last handle to a chunk.
 #[test]
 fn releasing_held_chunk_wakes_writer() {
@@ -262,7 +307,7 @@ fn half_filled_chunks_always_find_slots() {
         for _ in 0..5 {
             written += write(&ring, &[0]).unwrap_or(0);
             let mut given = bytes::Bytes::from_static(&[0; 4]);
-            written += ring.write_bytes(&mut given).0.unwrap_or(0);
+            written += ring.write_bytes(&mut given, Admit::Part).0.unwrap_or(0);
         }
         assert!(written >= 24, "refused at {written}");
         ring.close();

@@ -208,8 +208,15 @@ impl Ring {
 
     /// Whether bytes were written that were not read. A look may not find them yet, as the writer may be at them.
     pub(crate) fn has_unread(&self) -> bool {
-        // Relaxed: it only says whether a look is worth while.
-        self.put.written.load(Ordering::Relaxed) != self.taken.read.load(Ordering::Relaxed)
+        self.unread() != 0
+    }
+
+    /// How many bytes were written and not read.
+    pub(crate) fn unread(&self) -> u64 {
+        // First, and Acquire: whoever sees that bytes were read also sees that they were written, so the difference is
+        // never negative.
+        let read = self.taken.read.load(Ordering::Acquire);
+        self.put.written.load(Ordering::Relaxed).wrapping_sub(read)
     }
 
     /// Ends the reader's side: what is unread, and what is still written, is discarded. Drop what it returns once

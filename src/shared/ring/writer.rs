@@ -16,11 +16,9 @@ pub(crate) enum Admit {
     /// As much as fits.
     Part,
     /// All of it or nothing. Of a write larger than the ring, a ringful.
-    #[cfg_attr(
-        windows,
-        allow(dead_code, reason = "only the in-process guest writes like this there")
-    )]
     Whole,
+    /// As much as fits, also of the room that is claimed. Only for those who have [claimed](Ring::claim) it.
+    Claimed,
     /// All of it, without ever waiting. The ring holds up to twice its capacity; from the first byte that does not
     /// fit, everything is discarded and the writer has ended. So nothing is ever read from behind a gap.
     Quiesced,
@@ -73,10 +71,14 @@ impl Ring {
     /// A few bytes are copied after all, and so are more once the slots that are kept for full chunks would be
     /// needed. The bytes that were copied are returned, to be dropped once the reader was notified: that may run the
     /// caller's code.
-    pub(crate) fn write_bytes(&self, bytes: &mut Bytes) -> (Result<usize, Refused>, Bytes) {
+    pub(crate) fn write_bytes(
+        &self,
+        bytes: &mut Bytes,
+        admit: Admit,
+    ) -> (Result<usize, Refused>, Bytes) {
         let mut copied = Bytes::new();
         let written = self.with_writer(|writer| {
-            let taken = self.admit(writer, bytes.len(), Admit::Part)?;
+            let taken = self.admit(writer, bytes.len(), admit)?;
             let piece = bytes.split_to(taken);
             if self.is_small(taken) || !self.has_slots_for_given() {
                 self.push(writer, &[IoSlice::new(&piece)], taken);
@@ -138,9 +140,10 @@ impl Ring {
             return Err(Refused::Abandoned);
         }
         let length = length as u64;
-        let (wanted, bound) = match admit {
-            Admit::Part => (length.min(1), self.capacity),
-            Admit::Whole => (length.min(self.capacity), self.capacity),
+        let (least, bound) = match admit {
+            Admit::Part => (length.min(1), self.unclaimed()),
+            Admit::Whole => (length.min(self.capacity), self.unclaimed()),
+            Admit::Claimed => (length.min(1), self.capacity),
             Admit::Quiesced => (0, self.capacity.saturating_mul(2)),
         };
         let mut room = self.known_room(writer, bound);
@@ -148,14 +151,9 @@ impl Ring {
             self.see_released(writer);
             room = self.known_room(writer, bound);
         }
-        if room < wanted {
+        if room < least {
             self.ends.refused.fetch_add(1, Ordering::Relaxed);
-            self.want(wanted);
             return Err(Refused::Full);
-        }
-        // Seldom not zero, so the cache line stays shared.
-        if self.ends.wanted.load(Ordering::Relaxed) != 0 {
-            self.want(0);
         }
         // No truncation: `length` came from a `usize`.
         Ok(length.min(room) as usize)
@@ -238,27 +236,75 @@ impl Ring {
         self.taken.released.load(Ordering::Relaxed)
     }
 
-    /// Makes [`has_wanted_room`](Self::has_wanted_room) wait for this much, until the next write that is taken.
-    fn want(&self, room: u64) {
-        // Relaxed: the writer looks at the room itself before it sleeps.
-        self.ends.wanted.store(room, Ordering::Relaxed);
+    /// Makes [`has_wanted_room`](Self::has_wanted_room) wait for as much as a write of `length` bytes needs. The writer then
+    /// looks at the room itself before it sleeps.
+    pub(crate) fn want(&self, length: usize) {
+        let wanted = self.capacity.min(length as u64);
+        self.ends.wanted.store(wanted, Ordering::Relaxed);
     }
 
-    /// Whether the last write that was refused would now be taken, or fail for good.
+    /// Whether there is the room that is wanted and all that is claimed, or nothing will ever be taken.
     pub(crate) fn has_wanted_room(&self) -> bool {
         self.is_wanted(self.room())
     }
 
     pub(super) fn is_wanted(&self, room: u64) -> bool {
-        let ends = &self.ends;
-        let ended = ends.closed.load(Ordering::Relaxed) || ends.abandoned.load(Ordering::Relaxed);
-        let room = if ended { self.capacity } else { room };
-        room >= ends.wanted.load(Ordering::Relaxed)
+        let wanted = self.ends.wanted.load(Ordering::Relaxed);
+        self.has_ended() || room >= self.claimed().saturating_add(wanted)
+    }
+
+    fn has_ended(&self) -> bool {
+        self.ends.closed.load(Ordering::Relaxed) || self.ends.abandoned.load(Ordering::Relaxed)
     }
 
     /// Whether a write of at least one byte would be taken.
     pub(crate) fn has_room(&self) -> bool {
-        self.room() > 0
+        self.room() > self.capacity.saturating_sub(self.unclaimed())
+    }
+
+    /// Sets room for `length` bytes aside, at once or not at all. `length` is at most the capacity.
+    pub(crate) fn try_claim(&self, length: usize) -> Result<(), Refused> {
+        self.with_writer(|writer| {
+            self.admit(writer, length, Admit::Whole)?;
+            self.ends
+                .claimed
+                .fetch_add(length as u64, Ordering::Relaxed);
+            Ok(())
+        })
+    }
+
+    /// Sets room for `length` bytes aside before there is room: wait until [`has_wanted_room`](Self::has_wanted_room). Only
+    /// one may wait at a time. `length` is at most the capacity.
+    pub(crate) fn claim(&self, length: usize) {
+        self.with_writer(|_| {
+            self.ends
+                .claimed
+                .fetch_add(length as u64, Ordering::Relaxed);
+        });
+    }
+
+    /// Gives claimed room back. What was written of it is no longer claimed either.
+    pub(crate) fn unclaim(&self, length: usize) {
+        self.ends
+            .claimed
+            .fetch_sub(length as u64, Ordering::Relaxed);
+    }
+
+    /// Sets aside all room that is or becomes free, or ends that.
+    pub(crate) fn set_exclusive(&self, exclusive: bool) {
+        self.with_writer(|_| self.ends.exclusive.store(exclusive, Ordering::Relaxed));
+    }
+
+    fn claimed(&self) -> u64 {
+        self.ends.claimed.load(Ordering::Relaxed)
+    }
+
+    /// How full the ring may get by writes without a claim.
+    fn unclaimed(&self) -> u64 {
+        if self.ends.exclusive.load(Ordering::Relaxed) {
+            return 0;
+        }
+        self.capacity.saturating_sub(self.claimed())
     }
 
     /// The position after the last byte written.
