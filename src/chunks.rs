@@ -46,7 +46,8 @@ pin_project_lite::pin_project! {
     ///
     /// With a shared borrow or an [`Arc`], any number of tasks can have chunks of their own of one stream. Each chunk is read by
     /// one of them. Items are written whole: nothing that another task writes comes between the bytes of one, also if it is
-    /// larger than the ring. They go in in the order in which their tasks began to wait.
+    /// larger than the ring. They go in in the order in which their tasks began to wait. Closing the sink shuts the stream down
+    /// for all of them, so flush instead.
     ///
     /// ```
     /// use std::sync::Arc;

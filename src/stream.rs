@@ -80,6 +80,35 @@ use crate::stats::Stats;
 /// you can use it from any task and thread. It takes part in tokio's [cooperative scheduling](tokio::task::coop), so a
 /// guest that floods it does not starve other tasks.
 ///
+/// # Blocking callers
+///
+/// A thread outside the runtime can wait for any of these methods with [`Handle::block_on`], and with a time limit:
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use tokio::io::AsyncReadExt;
+/// use tokio::runtime::Runtime;
+/// use tokio::time::timeout;
+/// # use tokio::io::AsyncWriteExt;
+/// # use tokio_krun::{Options, test_util::Guest};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let runtime = Runtime::new()?;
+/// let (mut stream, port) = Options::new().create_on(runtime.handle())?;
+/// # let guest = Guest::boot(port);
+/// # runtime.block_on(guest.open()?.write_u8(1))?;
+/// let limit = Duration::from_secs(180);
+/// let version = runtime.handle().block_on(async { timeout(limit, stream.read_u8()).await })??;
+/// # assert_eq!(version, 1);
+/// # Ok(()) }
+/// ```
+///
+/// For code that needs `std::io::Read` and `Write`, there is tokio-util's [`SyncIoBridge`], with `new_with_handle`.
+///
+/// Neither works on a thread that runs async code; from there use `spawn_blocking`. A `current_thread` runtime moves bytes only
+/// while a thread is in its own `block_on`. So if nothing runs it yet, call `Runtime::block_on` in place of the handle's.
+///
 /// # Cancel safety
 ///
 /// Like tokio's own: a [`read`] or [`write`] that is dropped while it waits has read or written nothing. Each method
@@ -111,6 +140,8 @@ use crate::stats::Stats;
 ///
 /// [`UnixStream`]: https://docs.rs/tokio/1/tokio/net/struct.UnixStream.html
 /// [`NamedPipeServer`]: https://docs.rs/tokio/1/x86_64-pc-windows-msvc/tokio/net/windows/named_pipe/struct.NamedPipeServer.html
+/// [`Handle::block_on`]: tokio::runtime::Handle::block_on
+/// [`SyncIoBridge`]: https://docs.rs/tokio-util/0.7/tokio_util/io/struct.SyncIoBridge.html
 /// [`copy_bidirectional`]: https://docs.rs/tokio/1/tokio/io/fn.copy_bidirectional.html
 /// [`shutdown`]: https://docs.rs/tokio/1/tokio/io/trait.AsyncWriteExt.html#method.shutdown
 /// [`flush`]: https://docs.rs/tokio/1/tokio/io/trait.AsyncWriteExt.html#method.flush

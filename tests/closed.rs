@@ -2,18 +2,20 @@
 
 mod common;
 
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use common::{Backend, SMALL, backend, counted, many, pair, watchdog};
+use common::{Backend, SMALL, backend, counted, is_would_block, many, pair, watchdog};
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use tokio::io::{AsyncReadExt, Interest};
 use tokio::runtime::Builder;
 use tokio_krun::test_util::Guest;
 use tokio_krun::{AgentStream, Options, PortHandle};
-use tokio_test::{assert_pending, assert_ready};
+use tokio_test::{assert_pending, assert_ready, assert_ready_ok, task};
 
 fn pair_with_handle() -> (AgentStream, PortHandle, Backend) {
     let (stream, port) = Options::new().capacity(SMALL).create().unwrap();
@@ -357,4 +359,102 @@ async fn quiesce_and_resume_do_nothing_once_both_ends_are_gone() {
     handle.resume();
     assert_eq!(handle.stats(), last);
     assert_ready!(tokio_test::task::spawn(handle.closed()).poll());
+}
+
+#[tokio::test]
+async fn close_ends_both_directions_for_every_task() {
+    for by_handle in [false, true] {
+        let (stream, handle, backend) = pair_with_handle();
+        backend.write(b"unread").unwrap();
+        stream.try_read(&mut [0; 1]).unwrap();
+        assert_eq!(stream.capacity(), SMALL);
+        stream.try_write(&[7; SMALL]).unwrap();
+        {
+            let mut drained = task::spawn(stream.drained());
+            let mut writes = task::spawn(stream.writable());
+            assert_pending!(drained.poll());
+            assert_pending!(writes.poll());
+            match by_handle {
+                true => handle.close(),
+                false => stream.close(),
+            }
+            assert_ready_ok!(writes.poll());
+            assert_pending!(drained.poll());
+        }
+        assert_eq!(stream.stats().tx.discarded, 5);
+        assert_eq!(stream.try_read(&mut [0; 8]).unwrap(), 0);
+        let mut buf = bytes::BytesMut::new();
+        assert_eq!(stream.read_available(&mut buf, 8).await.unwrap(), 0);
+        let ready = stream
+            .ready(Interest::READABLE | Interest::WRITABLE)
+            .await
+            .unwrap();
+        assert!(ready.is_read_closed() && ready.is_write_closed());
+        let error = stream.try_write(b"late").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::BrokenPipe);
+
+        // What was written before is delivered, and then the end. What the guest writes is discarded.
+        assert_eq!(backend.write(b"late").unwrap(), 4);
+        let mut received = vec![0; SMALL];
+        assert_eq!(backend.read(&mut received).unwrap(), SMALL);
+        assert_eq!(received, [7; SMALL]);
+        stream.drained().await.unwrap();
+        assert!(is_would_block(&backend.read(&mut received)) || cfg!(windows));
+        #[cfg(unix)]
+        backend.read_wake_fd();
+        assert_eq!(backend.read(&mut received).unwrap(), 0);
+        assert_eq!(stream.stats().tx.discarded, 9);
+        // Again, in each way.
+        handle.close();
+        stream.close();
+        drop(stream);
+        handle.close();
+        drop(backend);
+        handle.close();
+    }
+}
+
+#[tokio::test]
+async fn close_wakes_reader_that_waits() {
+    watchdog(async {
+        let (stream, handle, _backend) = pair_with_handle();
+        let (mut read, write) = stream.into_split();
+        let reader = tokio::spawn(async move { read.read(&mut [0; 8]).await });
+        tokio::task::yield_now().await;
+        write.close();
+        assert_eq!(reader.await.unwrap().unwrap(), 0);
+        handle.close();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn close_hangs_up_only_if_dropping_does() {
+    let options = Options::new().capacity(SMALL).hang_up_on_drop(false);
+    let (stream, port) = options.create().unwrap();
+    let backend = common::backend(port);
+    stream.close();
+    assert!(is_would_block(&backend.read(&mut [0; 8])));
+    assert_eq!(backend.write(b"goes on").unwrap(), 7);
+    assert_eq!(stream.stats().tx.discarded, 7);
+    drop(stream);
+    assert!(is_would_block(&backend.read(&mut [0; 8])));
+}
+
+/// The stream is in an `Arc` that other tasks keep.
+#[tokio::test]
+async fn close_releases_exit_hook() {
+    watchdog(async {
+        let (stream, port) = AgentStream::pair().unwrap();
+        let stream = Arc::new(stream);
+        let hook = port.exit_hook(Duration::MAX);
+        let exit = tokio::task::spawn_blocking(move || hook(0));
+        let kept = Arc::clone(&stream);
+        let mut buf = bytes::BytesMut::new();
+        assert_eq!(stream.read_available(&mut buf, 64).await.unwrap(), 0);
+        stream.close();
+        exit.await.unwrap();
+        drop((stream, kept, port));
+    })
+    .await;
 }

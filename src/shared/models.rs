@@ -92,7 +92,9 @@ fn write_fails_after_end_of_file_was_read() {
         let read = until(tx_data, || shared.host_read(4, |_| {}));
         assert_eq!(read.unwrap(), 0);
         assert_eq!(shared.host_is_writable(), Some(false));
-        let error = shared.host_write(&[IoSlice::new(&[1])], Admit::Part).unwrap();
+        let error = shared
+            .host_write(&[IoSlice::new(&[1])], Admit::Part)
+            .unwrap();
         assert_eq!(error.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
         guest.join().unwrap();
     });
