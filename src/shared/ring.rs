@@ -15,6 +15,9 @@
 //! A reader may take a chunk away as [`Bytes`] without a copy. Its bytes count against the bound until the last
 //! handle to them is dropped. So **read** and **released** are two positions. Peeking at a chunk changes neither.
 //!
+//! The writer's side may **claim** room for certain writes. Other writes get only what is left. A claim may be made before there
+//! is room for it; then other writes get none until there is.
+//!
 //! Each side's counters have cache lines of their own, and the writer looks at the reader's only when the room
 //! that it knows of is not enough.
 //!
