@@ -240,7 +240,11 @@
 #![warn(missing_docs, unreachable_pub)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
-#[cfg(all(feature = "agent", target_os = "linux", not(all(test, tokio_krun_loom))))]
+#[cfg(all(
+    feature = "agent",
+    target_os = "linux",
+    not(all(test, tokio_krun_loom))
+))]
 #[cfg_attr(docsrs, doc(cfg(all(feature = "agent", target_os = "linux"))))]
 pub mod agent;
 mod chunks;

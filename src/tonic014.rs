@@ -214,7 +214,11 @@ impl Connected for AgentStream {
 }
 
 /// Has no connection information: the only peer is the host.
-#[cfg(all(feature = "agent", target_os = "linux", not(all(test, tokio_krun_loom))))]
+#[cfg(all(
+    feature = "agent",
+    target_os = "linux",
+    not(all(test, tokio_krun_loom))
+))]
 impl Connected for crate::agent::VirtioPort {
     type ConnectInfo = ();
 
