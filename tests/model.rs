@@ -36,6 +36,8 @@ fn any_length() -> impl Strategy<Value = usize> {
 
 fn step(capacity: usize) -> impl Strategy<Value = Step> {
     let length = || length(capacity);
+    // Several permits at once are the more interesting case.
+    let claim = || prop_oneof![1 => length(), 2 => 0..=capacity / 4];
     prop_oneof![
         8 => length().prop_map(Step::GuestWrite),
         8 => length().prop_map(Step::GuestRead),
@@ -48,8 +50,8 @@ fn step(capacity: usize) -> impl Strategy<Value = Step> {
         2 => Just(Step::DropHeld),
         3 => length().prop_map(Step::TryWrite),
         2 => (length(), length()).prop_map(|(a, b)| Step::TryWriteVectored(a, b)),
-        3 => length().prop_map(Step::Write),
-        3 => length().prop_map(Step::SendChunk),
+        2 => length().prop_map(Step::Write),
+        2 => length().prop_map(Step::SendChunk),
         1 => Just(Step::Reunite),
         1 => Just(Step::Drained),
         1 => Just(Step::Ready),
@@ -59,10 +61,10 @@ fn step(capacity: usize) -> impl Strategy<Value = Step> {
         1 => prop_oneof![1 => Just(Step::Quiesce), 3 => Just(Step::Resume)],
         2 => length().prop_map(Step::TryWriteAll),
         2 => length().prop_map(Step::TryWriteBytes),
-        3 => length().prop_map(Step::TryReserve),
-        3 => length().prop_map(Step::Reserve),
-        2 => (0..4usize, how(), length()).prop_map(|(w, how, n)| Step::UsePermit(w, how, n)),
-        2 => (0..4usize, how()).prop_map(|(w, how)| Step::UseWholePermit(w, how)),
+        4 => claim().prop_map(Step::TryReserve),
+        4 => claim().prop_map(Step::Reserve),
+        5 => (0..4usize, how(), length()).prop_map(|(w, how, n)| Step::UsePermit(w, how, n)),
+        3 => (0..4usize, how()).prop_map(|(w, how)| Step::UseWholePermit(w, how)),
         1 => (0..4usize).prop_map(Step::DropPermit),
         3 => length().prop_map(Step::SendShared),
         2 => (0..100usize, length()).prop_map(|(a, b)| Step::TryReadAvailable(a, b)),
