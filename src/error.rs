@@ -80,7 +80,8 @@ pub enum Error {
     /// The system refused a descriptor, a pipe or a registration.
     #[error("the system refused a descriptor or a pipe: see the source error")]
     Os(#[source] io::Error),
-    /// You wrote to the stream after you had shut it down or hung up.
+    /// You wrote to the stream after you had shut it down, hung up or closed it. Or you closed it while you waited for the
+    /// guest to open its port.
     #[error("this side has already shut down or hung up: write everything before that")]
     ShutDown,
     /// The other end is closed: the guest has powered off, or its VM or port was dropped.

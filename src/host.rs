@@ -401,6 +401,8 @@ impl Host {
         let look = || self.shared.host_sees_guest();
         if self.until(&[Side::Reading], look).await? {
             Ok(())
+        } else if self.shared.has_host_ended() {
+            Err(Error::ShutDown.into())
         } else {
             Err(Error::GuestGone.into())
         }

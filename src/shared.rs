@@ -226,13 +226,18 @@ impl ConsoleSharedState {
 
     /// What a look that found nothing finds if the host has closed the stream: the end.
     fn end_of_closed<T: Default>(&self) -> Option<T> {
-        // Relaxed: the fence of the signal in `host_end` makes sure that one look finds this.
-        self.host_ended.load(Ordering::Relaxed).then(T::default)
+        self.has_host_ended().then(T::default)
     }
 
     /// Whether the guest writes no more, or the host reads no more. What was written before may be unread.
     pub(crate) fn has_reading_ended(&self) -> bool {
-        self.tx_ring.is_closed() || self.host_ended.load(Ordering::Relaxed)
+        self.tx_ring.is_closed() || self.has_host_ended()
+    }
+
+    /// Whether the stream was closed.
+    pub(crate) fn has_host_ended(&self) -> bool {
+        // Relaxed: the fence of the signal in `host_end` makes sure that one look finds this.
+        self.host_ended.load(Ordering::Relaxed)
     }
 
     /// How many bytes are there to read.
@@ -246,14 +251,14 @@ impl ConsoleSharedState {
             .notify_if(|| self.tx_ring.is_worth_waking_writer());
     }
 
-    /// Whether the guest has opened its port: `Some(false)` if it never will.
+    /// Whether the guest has opened its port: `Some(false)` if it never will, or the host has closed the stream.
     pub(crate) fn host_sees_guest(&self) -> Option<bool> {
         // First, so that a guest that opened its port and then went counts as one that opened it.
-        let has_gone = self.tx_ring.is_closed();
+        let has_ended = self.has_reading_ended();
         if self.guest_opened.load(Ordering::Relaxed) {
             return Some(true);
         }
-        has_gone.then_some(false)
+        has_ended.then_some(false)
     }
 
     /// The host reads no more: what the guest still writes is discarded.
@@ -537,8 +542,7 @@ impl ConsoleSharedState {
     /// Whether the stream is gone and has left nothing for the guest.
     #[cfg(windows)]
     pub(crate) fn has_host_left_nothing(&self) -> bool {
-        // Relaxed: the fence of the signal in `host_end` makes sure that one look finds this.
-        self.host_ended.load(Ordering::Relaxed) && !self.rx_ring.has_unread()
+        self.has_host_ended() && !self.rx_ring.has_unread()
     }
 
     fn wake_host_writers(&self) {

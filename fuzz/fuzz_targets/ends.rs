@@ -10,7 +10,10 @@ mod script;
 use common::SMALL;
 use libfuzzer_sys::arbitrary::{Result, Unstructured};
 use libfuzzer_sys::fuzz_target;
-use script::{SMALL_RING, Setup, Step, USUAL_CHUNK, USUAL_RING};
+use script::{By, SMALL_RING, Setup, Step, TINY_RINGS, USUAL_CHUNK, USUAL_RING, Use};
+
+/// How many kinds of steps an older input chooses from. It stays what it was: new kinds come after those.
+const OLDER_KINDS: u8 = 32;
 
 fn length(u: &mut Unstructured<'_>) -> Result<usize> {
     let edge = [0, 1, 2048, 4096, SMALL - 4096, SMALL, 3 * SMALL];
@@ -32,8 +35,12 @@ fn length(u: &mut Unstructured<'_>) -> Result<usize> {
     })
 }
 
-fn step(u: &mut Unstructured<'_>) -> Result<Step> {
-    Ok(match u.int_in_range(0..=31)? {
+fn how(u: &mut Unstructured<'_>) -> Result<Use> {
+    Ok(*u.choose(&[Use::WriteAll, Use::WriteAllVectored, Use::WriteAllBytes])?)
+}
+
+fn step(u: &mut Unstructured<'_>, kinds: u8) -> Result<Step> {
+    Ok(match u.int_in_range(0..=kinds - 1)? {
         0..=1 => Step::GuestWrite(length(u)?),
         2..=3 => Step::GuestRead(length(u)?),
         4 => Step::TryRead(length(u)?),
@@ -62,24 +69,37 @@ fn step(u: &mut Unstructured<'_>) -> Result<Step> {
         28 => Step::GuestOpened,
         29 => Step::Quiesce,
         30 => Step::Resume,
-        _ => Step::GuestRead(SMALL),
+        31 => Step::GuestRead(SMALL),
+        32 => Step::TryWriteAll(length(u)?),
+        33 => Step::TryWriteBytes(length(u)?),
+        34..=35 => Step::TryReserve(length(u)?),
+        36 => Step::Reserve(length(u)?),
+        37 => Step::UsePermit(u.arbitrary::<u8>()?.into(), how(u)?, length(u)?),
+        38 => Step::UseWholePermit(u.arbitrary::<u8>()?.into(), how(u)?),
+        39 => Step::DropPermit(u.arbitrary::<u8>()?.into()),
+        40 => Step::SendShared(length(u)?),
+        41 => Step::TryReadAvailable(u.arbitrary::<u8>()?.into(), length(u)?),
+        42 => Step::ReadAvailable(u.arbitrary::<u8>()?.into(), length(u)?),
+        _ => Step::Close(*u.choose(&[By::Half, By::Handle])?),
     })
 }
 
 fuzz_target!(|data: &[u8]| {
     let [kind, data @ ..] = data else { return };
+    let ring = match kind >> 3 & 3 {
+        0 if kind & 2 == 0 => SMALL_RING,
+        0 => USUAL_RING,
+        tiny => TINY_RINGS[tiny as usize - 1],
+    };
     let setup = Setup {
         hang_up_on_drop: kind & 1 == 0,
-        ..if kind & 2 == 0 {
-            SMALL_RING
-        } else {
-            USUAL_RING
-        }
+        ..ring
     };
+    let kinds = if kind & 4 == 0 { OLDER_KINDS } else { 44 };
     let mut u = Unstructured::new(data);
     let mut steps = Vec::new();
     while !u.is_empty() && steps.len() < 200 {
-        let Ok(step) = step(&mut u) else { break };
+        let Ok(step) = step(&mut u, kinds) else { break };
         steps.push(step);
     }
     let runtime = tokio::runtime::Builder::new_current_thread()

@@ -12,6 +12,7 @@ use bytes::Bytes;
 
 use super::*;
 use crate::models::{bounded, spawn};
+use crate::permit::Permit;
 use crate::sync::Kept;
 
 /// Rings of `capacity` bytes, in chunks of an eighth of that.
@@ -333,6 +334,143 @@ fn dropped_permit_wakes_host_writer() {
     });
 }
 
+#[test]
+fn permit_used_in_part_wakes_host_writer() {
+    bounded(3).check(|| {
+        let shared = ends(2);
+        shared.host_try_claim(2).unwrap().unwrap();
+        let holder = spawn(&shared, |shared| {
+            Permit::of_claimed(shared, 2).write_all(&[1]).unwrap();
+        });
+        assert_eq!(host_waits_to_write(&shared).unwrap(), 1);
+        holder.join().unwrap();
+    });
+}
+
+/// While the long write goes on, no other one does.
+#[test]
+fn end_of_long_write_wakes_host_writer() {
+    bounded(3).check(|| {
+        let shared = ends(2);
+        shared.host_set_exclusive(true);
+        let writer = spawn(&shared, |shared| shared.host_set_exclusive(false));
+        assert_eq!(host_waits_to_write(&shared).unwrap(), 1);
+        writer.join().unwrap();
+    });
+}
+
+/// A task whose turn it is waits for room.
+fn host_waits_to_claim(shared: &ConsoleSharedState, length: usize) -> io::Result<Permit<'_>> {
+    shared.host_claim(length);
+    let permit = Permit::of_claimed(shared, length);
+    let look = || shared.host_has_claimed_room();
+    until(&shared.rx_room, look).map(|()| permit)
+}
+
+/// A task gives up while it waits, and the next one waits for less.
+#[test]
+fn next_claim_is_woken_after_one_that_gave_up() {
+    bounded(3).check(|| {
+        let shared = ends(2);
+        host_writes(&shared, &[1, 2]);
+        let guest = spawn(&shared, |shared| {
+            assert_eq!(shared.guest_read(&mut [0]), Some(1))
+        });
+        shared.host_claim(2);
+        let given_up = Permit::of_claimed(&shared, 2);
+        shared.rx_room.arm();
+        assert!(shared.host_has_claimed_room().is_none());
+        drop(given_up);
+        host_waits_to_claim(&shared, 1)
+            .unwrap()
+            .write_all(&[3])
+            .unwrap();
+        guest.join().unwrap();
+        assert_eq!(shared.stats().rx.queued, 2);
+    });
+}
+
+/// In two tasks of one thread.
+#[test]
+fn claim_and_write_that_wait_are_both_woken() {
+    bounded(3).check(|| {
+        let shared = ends(2);
+        host_writes(&shared, &[1, 2]);
+        let guest = spawn(&shared, |shared| {
+            assert_eq!(shared.guest_read(&mut [0]), Some(1));
+            assert_eq!(shared.guest_read(&mut [0]), Some(1));
+        });
+        shared.host_claim(1);
+        let mut claimed = Some(Permit::of_claimed(&shared, 1));
+        let mut write = Some([IoSlice::new(&[3])]);
+        until(&shared.rx_room, || {
+            if let Some(result) = claimed.as_ref().and(shared.host_has_claimed_room()) {
+                result.unwrap();
+                claimed.take().unwrap().write_all(&[4]).unwrap();
+            }
+            if let Some(bytes) = &write {
+                shared.host_write(bytes, Admit::Part)?.unwrap();
+                write = None;
+            }
+            claimed.is_none().then_some(())
+        });
+        guest.join().unwrap();
+        assert_eq!(shared.stats().rx.queued, 2);
+    });
+}
+
+/// It learns that there will be no room.
+fn ending_wakes_claim(end: fn(&ConsoleSharedState)) {
+    bounded(3).check(move || {
+        let shared = ends(2);
+        host_writes(&shared, &[1, 2]);
+        let other = spawn(&shared, end);
+        let claimed = host_waits_to_claim(&shared, 1);
+        // Before the end that a look finds, it may find the room that a sweep made. It is of no use then.
+        let error = claimed
+            .and_then(|permit| permit.write_all(&[3]))
+            .unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+        other.join().unwrap();
+    });
+}
+
+#[test]
+fn closing_wakes_claim() {
+    ending_wakes_claim(ConsoleSharedState::host_end);
+}
+
+#[test]
+fn guest_that_goes_wakes_claim() {
+    ending_wakes_claim(|shared| drop(shared.guest_end()));
+}
+
+/// Whether the host closes the stream before a guest's write, or during it, or after it.
+#[test]
+fn closing_leaves_nothing_of_guest_write() {
+    bounded(3).check(|| {
+        let shared = ends(4);
+        let guest = spawn(&shared, |shared| {
+            assert_eq!(shared.guest_write(&[1, 2]), Some(2))
+        });
+        shared.host_end();
+        guest.join().unwrap();
+        let stats = shared.stats().tx;
+        assert_eq!((stats.queued, stats.bytes, stats.discarded), (0, 0, 2));
+    });
+}
+
+#[test]
+fn closing_wakes_task_that_waits_for_guest() {
+    loom::model(|| {
+        let shared = ends(4);
+        let other = spawn(&shared, |shared| shared.host_end());
+        let look = || shared.host_sees_guest();
+        assert!(!until(&shared.tx_data, look));
+        other.join().unwrap();
+    });
+}
+
 /// krun's two threads wait at once: one for room, one for bytes or the end.
 #[test]
 fn dropped_stream_wakes_guest_writer_and_reader() {
@@ -422,6 +560,33 @@ fn guest_reader_that_meets_shutdown_is_woken() {
         assert_eq!(until(rx_data, look), 1);
         host.join().unwrap();
     });
+}
+
+/// The same for what a task does that sets room aside.
+fn guest_reader_meets(work: fn(&ConsoleSharedState)) {
+    bounded(3).check(move || {
+        let shared = ends(16);
+        host_writes(&shared, &[1]);
+        let host = spawn(&shared, work);
+        let look = || shared.guest_read(&mut [0]);
+        assert_eq!(until(&shared.rx_data, look), 1);
+        host.join().unwrap();
+    });
+}
+
+#[test]
+fn guest_reader_that_meets_claim_is_woken() {
+    guest_reader_meets(|shared| shared.host_claim(1));
+}
+
+#[test]
+fn guest_reader_that_meets_refused_claim_is_woken() {
+    guest_reader_meets(|shared| drop(shared.host_try_claim(16)));
+}
+
+#[test]
+fn guest_reader_that_meets_long_write_is_woken() {
+    guest_reader_meets(|shared| shared.host_set_exclusive(true));
 }
 
 /// Reads until an error says that bytes were lost.

@@ -266,8 +266,8 @@ impl AgentStream {
     ///
     /// # Errors
     ///
-    /// [`BrokenPipe`](io::ErrorKind::BrokenPipe) if the guest has gone without opening its port; or an error if the
-    /// stream's runtime has shut down.
+    /// [`BrokenPipe`](io::ErrorKind::BrokenPipe) if the guest has gone, or the stream was closed, before the guest opened
+    /// its port; or an error if the stream's runtime has shut down.
     ///
     /// # Cancel safety
     ///

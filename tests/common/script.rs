@@ -6,13 +6,14 @@
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, IoSliceMut};
+use std::iter::Peekable;
 use std::sync::LazyLock;
 use std::task::Poll;
 
 use bytes::{Bytes, BytesMut};
 use futures::{SinkExt, StreamExt};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
-use tokio_krun::{Chunks, Options, OwnedReadHalf, OwnedWriteHalf, PortHandle};
+use tokio_krun::{Chunks, Options, OwnedReadHalf, OwnedWriteHalf, Permit, PortHandle};
 
 use crate::common::{self, Backend, SMALL};
 
@@ -36,6 +37,16 @@ pub(crate) const USUAL_RING: Setup = Setup {
     capacity: 8 * USUAL_CHUNK + 1000,
     hang_up_on_drop: true,
 };
+
+/// Rings that are full after few bytes.
+pub(crate) const TINY_RINGS: [Setup; 3] = [tiny_ring(1), tiny_ring(4), tiny_ring(1000)];
+
+const fn tiny_ring(capacity: usize) -> Setup {
+    Setup {
+        capacity,
+        hang_up_on_drop: true,
+    }
+}
 
 #[derive(Clone, Debug)]
 pub(crate) enum Step {
@@ -72,18 +83,70 @@ pub(crate) enum Step {
     GuestOpened,
     Quiesce,
     Resume,
+    TryWriteAll(usize),
+    TryWriteBytes(usize),
+    /// Keeps the permit.
+    TryReserve(usize),
+    /// Polled once, and dropped if pending. Keeps the permit.
+    Reserve(usize),
+    /// Which of the kept permits, how it is used, and how much of it. A byte too much is refused.
+    UsePermit(usize, Use, usize),
+    UseWholePermit(usize, Use),
+    DropPermit(usize),
+    /// Polled once, and dropped if pending. Other tasks could send too.
+    SendShared(usize),
+    /// To a buffer that holds so many bytes, up to a limit.
+    TryReadAvailable(usize, usize),
+    /// Polled once, and dropped if pending.
+    ReadAvailable(usize, usize),
+    Close(By),
+}
+
+/// How a permit is used.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Use {
+    WriteAll,
+    WriteAllVectored,
+    WriteAllBytes,
+}
+
+/// Who closes the stream.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum By {
+    Half,
+    Handle,
+}
+
+impl Step {
+    /// Whether no permit may borrow the writing half.
+    fn needs_whole_write_half(&self) -> bool {
+        matches!(
+            self,
+            Self::Write(_)
+                | Self::SendChunk(_)
+                | Self::ShutDown
+                | Self::HangUp
+                | Self::DropWrite
+                | Self::ForgetWrite
+                | Self::Reunite
+        )
+    }
 }
 
 /// Plays `steps`, then drops everything. Panics if the stream and the queues differ. Needs a runtime.
 pub(crate) fn play<'a>(setup: Setup, steps: impl IntoIterator<Item = &'a Step>) {
-    let mut run = Run::new(setup);
-    for step in steps {
-        run.play(step);
+    let (mut run, mut write) = Run::new(setup);
+    let mut steps = steps.into_iter().peekable();
+    while steps.peek().is_some() {
+        run.play_while_half_is_shared(write.as_ref(), &mut steps);
+        if let Some(step) = steps.next() {
+            run.play_with_whole_half(&mut write, step);
+        }
     }
     // Whatever the steps were, nothing stays queued once everything is dropped.
     run.held.clear();
     run.read = None;
-    run.write = None;
+    drop(write);
     run.backend = None;
     assert_eq!(run.handle.stats().tx.queued, 0);
     assert_eq!(run.handle.stats().rx.queued, 0);
@@ -94,9 +157,14 @@ pub(crate) fn play<'a>(setup: Setup, steps: impl IntoIterator<Item = &'a Step>) 
 struct Model {
     tx: VecDeque<u8>,
     rx: VecDeque<u8>,
+    /// Room in `rx` that is set aside for permits.
+    claimed: usize,
     next_byte: usize,
     discarded: u64,
+    /// The host writes no more.
     host_closed: bool,
+    /// The stream was closed, or both of its halves have gone.
+    host_ended: bool,
     hung_up: bool,
     guest_gone: bool,
     /// The guest has gone without taking all that the host wrote.
@@ -120,7 +188,12 @@ impl Model {
 
     /// Nothing more will come.
     fn has_tx_ended(&self) -> bool {
-        self.guest_gone || self.cut_off
+        self.guest_gone || self.cut_off || self.host_ended
+    }
+
+    /// Writes fail.
+    fn has_rx_ended(&self) -> bool {
+        self.host_closed || self.guest_gone
     }
 
     /// Checks for end of file, or for an error if bytes were lost.
@@ -159,7 +232,6 @@ struct Run {
     setup: Setup,
     model: Model,
     read: Option<OwnedReadHalf>,
-    write: Option<OwnedWriteHalf>,
     backend: Option<Backend>,
     handle: PortHandle,
     held: Vec<(Bytes, Vec<u8>)>,
@@ -179,28 +251,82 @@ fn poll_once<F: Future>(operation: F) -> Poll<F::Output> {
     tokio_test::task::spawn(operation).poll()
 }
 
+/// The result of an operation that does not wait.
+fn now<T>(operation: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    match poll_once(operation) {
+        Poll::Ready(result) => result,
+        Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
+    }
+}
+
+/// What `read` appends to a buffer that holds `before` bytes.
+fn append(
+    before: usize,
+    read: impl FnOnce(&mut BytesMut) -> io::Result<usize>,
+) -> io::Result<Vec<u8>> {
+    let mut buffer = BytesMut::new();
+    buffer.resize(before, 0xee);
+    let read = read(&mut buffer);
+    let appended = buffer.split_off(before);
+    assert!(buffer.iter().all(|byte| *byte == 0xee));
+    assert_eq!(appended.len(), *read.as_ref().unwrap_or(&0));
+    read.map(|_| appended.to_vec())
+}
+
+/// Takes one of the permits, if there are any.
+fn pick<'h>(permits: &mut Vec<Permit<'h>>, which: usize) -> Option<Permit<'h>> {
+    let which = which.checked_rem(permits.len())?;
+    Some(permits.swap_remove(which))
+}
+
 fn kind<T: std::fmt::Debug>(result: io::Result<T>) -> io::ErrorKind {
     result.unwrap_err().kind()
 }
 
 impl Run {
-    fn new(setup: Setup) -> Self {
-        let options = Options::new().capacity(setup.capacity);
+    /// The writing half is not part of it, as permits borrow that.
+    fn new(setup: Setup) -> (Self, Option<OwnedWriteHalf>) {
+        let options = if setup.capacity < Options::MIN_CAPACITY {
+            Options::new().test_capacity(setup.capacity)
+        } else {
+            Options::new().capacity(setup.capacity)
+        };
         let options = options.hang_up_on_drop(setup.hang_up_on_drop);
         let (stream, port) = options.create().unwrap();
         let (read, write) = stream.into_split();
-        Self {
+        let run = Self {
             setup,
             model: Model::default(),
             read: Some(read),
-            write: Some(write),
             handle: port.handle(),
             backend: Some(common::backend(port)),
             held: Vec::new(),
-        }
+        };
+        (run, Some(write))
     }
 
-    fn play(&mut self, step: &Step) {
+    /// Plays steps up to one that needs the whole writing half. Permits are kept meanwhile.
+    fn play_while_half_is_shared<'a>(
+        &mut self,
+        half: Option<&OwnedWriteHalf>,
+        steps: &mut Peekable<impl Iterator<Item = &'a Step>>,
+    ) {
+        let mut permits = Vec::new();
+        while let Some(step) = steps.next_if(|step| !step.needs_whole_write_half()) {
+            self.play(half, &mut permits, step);
+            self.check();
+            let claimed: usize = permits.iter().map(Permit::length).sum();
+            assert_eq!(self.model.claimed, claimed);
+        }
+        self.model.claimed = 0;
+    }
+
+    fn play<'h>(
+        &mut self,
+        write: Option<&'h OwnedWriteHalf>,
+        permits: &mut Vec<Permit<'h>>,
+        step: &Step,
+    ) {
         match *step {
             Step::GuestWrite(length) => self.guest_write(length),
             Step::GuestRead(length) => self.guest_read(length),
@@ -230,79 +356,106 @@ impl Run {
             }),
             Step::Read(length) => self.read_with(length, |half| {
                 let mut buffer = vec![0; length];
-                let polled = tokio_test::task::spawn(half.read(&mut buffer)).poll();
-                let Poll::Ready(read) = polled else {
-                    return Err(io::ErrorKind::WouldBlock.into());
-                };
-                Ok(buffer[..read?].to_vec())
+                let read = now(half.read(&mut buffer))?;
+                Ok(buffer[..read].to_vec())
+            }),
+            Step::TryReadAvailable(before, limit) => self.read_with(limit, |half| {
+                append(before, |buffer| half.try_read_available(buffer, limit))
+            }),
+            Step::ReadAvailable(before, limit) => self.read_with(limit, |half| {
+                append(before, |buffer| now(half.read_available(buffer, limit)))
             }),
             Step::FillBuf(consume) => self.fill_buf(consume),
             Step::Chunk(hold) => self.chunk(hold),
             Step::DropHeld => self.held.clear(),
-            Step::TryWrite(length) => self.write_with(length, |half, bytes| half.try_write(bytes)),
-            Step::TryWriteVectored(a, b) => self.write_with(a + b, |half, bytes| {
+            Step::TryWrite(length) => {
+                self.write_with(write, length, |half, bytes| half.try_write(bytes));
+            }
+            Step::TryWriteVectored(a, b) => self.write_with(write, a + b, |half, bytes| {
                 let slices = [&bytes[..a], &bytes[a..]].map(IoSlice::new);
                 half.try_write_vectored(&slices)
             }),
-            Step::Write(length) => self.write_with(length, |half, bytes| {
-                match tokio_test::task::spawn(half.write(bytes)).poll() {
-                    Poll::Ready(written) => written,
-                    Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
-                }
-            }),
-            Step::SendChunk(length) => self.send_chunk(length),
-            Step::ShutDown => {
-                if let Some(half) = &mut self.write {
-                    let shut_down = tokio_test::task::spawn(half.shutdown()).poll();
-                    assert!(matches!(shut_down, Poll::Ready(Ok(()))));
-                    self.model.host_closed = true;
+            Step::TryWriteAll(length) => {
+                let Some(half) = write else { return };
+                let expected = self.whole(length);
+                self.write_whole(length, expected, |bytes| half.try_write_all(bytes));
+            }
+            Step::TryWriteBytes(length) => {
+                let Some(half) = write else { return };
+                let expected = self.whole(length);
+                self.write_whole(length, expected, |bytes| {
+                    let written = half.try_write_bytes(Bytes::copy_from_slice(bytes));
+                    written.map_err(|(rejected, error)| {
+                        assert!(rejected == bytes, "not all bytes were handed back");
+                        error
+                    })
+                });
+            }
+            Step::TryReserve(length) => {
+                let Some(half) = write else { return };
+                self.reserve(permits, length, half.try_reserve(length));
+            }
+            Step::Reserve(length) => {
+                let Some(half) = write else { return };
+                self.reserve(permits, length, now(half.reserve(length)));
+            }
+            Step::UsePermit(which, how, length) => {
+                let Some(permit) = pick(permits, which) else {
+                    return;
+                };
+                let length = length % (permit.length() + 2);
+                self.use_permit(permit, how, length);
+            }
+            Step::UseWholePermit(which, how) => {
+                let Some(permit) = pick(permits, which) else {
+                    return;
+                };
+                let length = permit.length();
+                self.use_permit(permit, how, length);
+            }
+            Step::DropPermit(which) => {
+                let Some(permit) = pick(permits, which) else {
+                    return;
+                };
+                self.model.claimed -= permit.length();
+            }
+            Step::SendShared(length) => {
+                if let Some(half) = write {
+                    self.send_shared(half, length);
                 }
             }
-            Step::HangUp => {
-                if let Some(half) = &mut self.write {
-                    half.hang_up();
-                    self.model.host_closed = true;
-                    self.model.hung_up = true;
+            Step::Close(by) => {
+                match (by, &self.read, write) {
+                    (By::Handle, ..) => self.handle.close(),
+                    (By::Half, Some(half), _) => half.close(),
+                    (By::Half, None, Some(half)) => half.close(),
+                    // It has ended with its halves.
+                    (By::Half, None, None) => {}
                 }
+                self.end();
             }
             Step::DropRead => {
                 if self.read.take().is_some() {
                     self.model.stop_reading();
-                    self.end_if_both_halves_are_gone();
-                }
-            }
-            Step::DropWrite => {
-                if self.write.take().is_some() {
-                    self.model.host_closed = true;
-                    self.end_if_both_halves_are_gone();
+                    if write.is_none() {
+                        self.end();
+                    }
                 }
             }
             Step::ForgetRead => {
                 if let Some(half) = self.read.take() {
                     half.forget();
-                    self.end_if_both_halves_are_gone();
+                    if write.is_none() {
+                        self.end();
+                    }
                 }
             }
-            Step::ForgetWrite => {
-                if let Some(half) = self.write.take() {
-                    half.forget();
-                    self.end_if_both_halves_are_gone();
+            Step::Drained => {
+                if let Some(half) = write {
+                    self.drained(half);
                 }
             }
-            Step::Reunite => match (self.read.take(), self.write.take()) {
-                (Some(read), Some(write)) => {
-                    let (read, write) = read.reunite(write).unwrap().into_split();
-                    (self.read, self.write) = (Some(read), Some(write));
-                }
-                (None, None) => {}
-                // One half was gone already, and dropping the other ends the stream.
-                (read, write) => {
-                    drop((read, write));
-                    self.end_if_both_halves_are_gone();
-                }
-            },
-            Step::Drained => self.drained(),
-            Step::Ready => self.ready(),
+            Step::Ready => self.ready(write),
             Step::PollReadReady => {
                 let Some(half) = &self.read else { return };
                 let polled = poll_once(std::future::poll_fn(|cx| half.poll_read_ready(cx)));
@@ -310,7 +463,7 @@ impl Run {
                 assert_eq!(polled.map(Result::unwrap).is_ready(), expected);
             }
             Step::PollWriteReady => {
-                let Some(half) = &self.write else { return };
+                let Some(half) = write else { return };
                 let polled = poll_once(std::future::poll_fn(|cx| half.poll_write_ready(cx)));
                 self.check_writable(polled.map(Result::unwrap).is_ready());
             }
@@ -321,9 +474,13 @@ impl Run {
                     Poll::Ready(Ok(())) => assert!(self.model.guest_opened),
                     Poll::Ready(Err(error)) => {
                         assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
-                        assert!(self.model.guest_gone && !self.model.guest_opened);
+                        assert!(self.model.guest_gone || self.model.host_ended);
+                        assert!(!self.model.guest_opened);
                     }
-                    Poll::Pending => assert!(!self.model.guest_gone && !self.model.guest_opened),
+                    Poll::Pending => {
+                        assert!(!self.model.guest_gone && !self.model.host_ended);
+                        assert!(!self.model.guest_opened);
+                    }
                 }
             }
             Step::Quiesce => {
@@ -334,30 +491,91 @@ impl Run {
                 self.handle.resume();
                 self.model.quiesced = false;
             }
+            Step::Write(_)
+            | Step::SendChunk(_)
+            | Step::ShutDown
+            | Step::HangUp
+            | Step::DropWrite
+            | Step::ForgetWrite
+            | Step::Reunite => unreachable!("needs the whole writing half"),
+        }
+    }
+
+    fn play_with_whole_half(&mut self, write: &mut Option<OwnedWriteHalf>, step: &Step) {
+        match *step {
+            Step::Write(length) => {
+                self.write_with(write.as_mut(), length, |half, bytes| now(half.write(bytes)))
+            }
+            Step::SendChunk(length) => self.send_chunk(write.as_mut(), length),
+            Step::ShutDown => {
+                if let Some(half) = write {
+                    now(half.shutdown()).unwrap();
+                    self.model.host_closed = true;
+                }
+            }
+            Step::HangUp => {
+                if let Some(half) = write {
+                    half.hang_up();
+                    self.model.host_closed = true;
+                    self.model.hung_up = true;
+                }
+            }
+            Step::DropWrite => {
+                if write.take().is_some() {
+                    self.model.host_closed = true;
+                    if self.read.is_none() {
+                        self.end();
+                    }
+                }
+            }
+            Step::ForgetWrite => {
+                if let Some(half) = write.take() {
+                    half.forget();
+                    if self.read.is_none() {
+                        self.end();
+                    }
+                }
+            }
+            Step::Reunite => match (self.read.take(), write.take()) {
+                (Some(read), Some(half)) => {
+                    let (read, half) = read.reunite(half).unwrap().into_split();
+                    (self.read, *write) = (Some(read), Some(half));
+                }
+                (None, None) => {}
+                // One half was gone already, and dropping the other ends the stream.
+                (read, half) => {
+                    drop((read, half));
+                    self.end();
+                }
+            },
+            _ => unreachable!("needs no more than a borrow of the writing half"),
         }
         self.check();
     }
 
-    /// The stream ends with its last half, even if that was forgotten.
-    fn end_if_both_halves_are_gone(&mut self) {
-        if self.read.is_none() && self.write.is_none() {
-            self.model.stop_reading();
-            self.model.host_closed = true;
-            self.model.hung_up |= self.setup.hang_up_on_drop;
-        }
+    /// The stream was closed. It also ends with its last half, even if that was forgotten.
+    fn end(&mut self) {
+        self.model.stop_reading();
+        self.model.host_closed = true;
+        self.model.host_ended = true;
+        self.model.hung_up |= self.setup.hang_up_on_drop;
+    }
+
+    /// Room for a write without a permit.
+    fn room(&self) -> usize {
+        self.setup.capacity - self.model.rx.len() - self.model.claimed
     }
 
     /// Checks `is_writable`: it means that a write of one byte would be taken, or would fail.
     fn check_writable(&self, is_writable: bool) {
-        if self.model.host_closed || self.model.guest_gone {
+        if self.model.has_rx_ended() {
             assert!(is_writable);
         } else {
-            assert_eq!(is_writable, self.model.rx.len() < self.setup.capacity);
+            assert_eq!(is_writable, self.room() > 0);
         }
     }
 
-    fn drained(&mut self) {
-        let Some(half) = &self.write else { return };
+    fn drained(&self, half: &OwnedWriteHalf) {
         match poll_once(half.drained()) {
             Poll::Ready(Ok(())) => {
                 // If the guest has gone, it took everything first.
@@ -371,9 +589,9 @@ impl Run {
         }
     }
 
-    fn ready(&mut self) {
+    fn ready(&self, write: Option<&OwnedWriteHalf>) {
         let both = tokio::io::Interest::READABLE | tokio::io::Interest::WRITABLE;
-        let ready = match (&self.read, &self.write) {
+        let ready = match (&self.read, write) {
             (Some(half), _) => poll_once(half.ready(both)),
             (None, Some(half)) => poll_once(half.ready(both)),
             (None, None) => return,
@@ -384,11 +602,8 @@ impl Run {
         };
         let model = &self.model;
         self.check_writable(ready.is_writable());
-        assert_eq!(
-            ready.is_write_closed(),
-            model.host_closed || model.guest_gone
-        );
-        if !model.read_stopped {
+        assert_eq!(ready.is_write_closed(), model.has_rx_ended());
+        if !model.read_stopped || model.host_ended {
             let expected = !model.tx.is_empty() || model.is_tx_over();
             assert_eq!(ready.is_readable(), expected);
             assert_eq!(ready.is_read_closed(), model.has_tx_ended());
@@ -540,16 +755,17 @@ impl Run {
         }
     }
 
-    fn write_with(
+    fn write_with<H>(
         &mut self,
+        half: Option<H>,
         length: usize,
-        write: impl FnOnce(&mut OwnedWriteHalf, &[u8]) -> io::Result<usize>,
+        write: impl FnOnce(H, &[u8]) -> io::Result<usize>,
     ) {
-        let Some(half) = &mut self.write else { return };
+        let Some(half) = half else { return };
         let bytes = self.model.fresh(length);
         let result = write(half, &bytes);
-        let room = self.setup.capacity - self.model.rx.len();
-        let written = if self.model.host_closed || self.model.guest_gone {
+        let room = self.room();
+        let written = if self.model.has_rx_ended() {
             assert_eq!(kind(result), io::ErrorKind::BrokenPipe);
             0
         } else if length > 0 && room == 0 {
@@ -563,12 +779,79 @@ impl Run {
             assert_eq!(written, length.min(room));
             written
         };
-        self.model.rx.extend(&bytes[..written]);
-        self.model.unwrite(length - written);
+        self.wrote(&bytes, written);
     }
 
-    fn send_chunk(&mut self, length: usize) {
-        self.write_with(length, |half, bytes| {
+    fn wrote(&mut self, bytes: &[u8], written: usize) {
+        self.model.rx.extend(&bytes[..written]);
+        self.model.unwrite(bytes.len() - written);
+    }
+
+    /// What a call must return that writes `length` bytes or nothing, or sets room for them aside.
+    fn whole(&self, length: usize) -> Result<(), io::ErrorKind> {
+        if length > self.setup.capacity {
+            Err(io::ErrorKind::InvalidInput)
+        } else if self.model.has_rx_ended() {
+            Err(io::ErrorKind::BrokenPipe)
+        } else if length > self.room() {
+            Err(io::ErrorKind::WouldBlock)
+        } else {
+            Ok(())
+        }
+    }
+
+    fn write_whole(
+        &mut self,
+        length: usize,
+        expected: Result<(), io::ErrorKind>,
+        write: impl FnOnce(&[u8]) -> io::Result<()>,
+    ) {
+        let bytes = self.model.fresh(length);
+        let result = write(&bytes);
+        assert_eq!(result.map_err(|error| error.kind()), expected);
+        self.wrote(&bytes, if expected.is_ok() { length } else { 0 });
+    }
+
+    fn reserve<'h>(
+        &mut self,
+        permits: &mut Vec<Permit<'h>>,
+        length: usize,
+        reserved: io::Result<Permit<'h>>,
+    ) {
+        let expected = self.whole(length);
+        match reserved {
+            Ok(permit) => {
+                assert_eq!(expected, Ok(()));
+                assert_eq!(permit.length(), length);
+                self.model.claimed += length;
+                permits.push(permit);
+            }
+            Err(error) => assert_eq!(Err(error.kind()), expected),
+        }
+    }
+
+    fn use_permit(&mut self, permit: Permit<'_>, how: Use, length: usize) {
+        let most = permit.length();
+        self.model.claimed -= most;
+        let expected = if length > most {
+            Err(io::ErrorKind::InvalidInput)
+        } else if self.model.has_rx_ended() {
+            Err(io::ErrorKind::BrokenPipe)
+        } else {
+            Ok(())
+        };
+        self.write_whole(length, expected, |bytes| match how {
+            Use::WriteAll => permit.write_all(bytes),
+            Use::WriteAllVectored => {
+                let (first, second) = bytes.split_at(length / 2);
+                permit.write_all_vectored(&[first, second].map(IoSlice::new))
+            }
+            Use::WriteAllBytes => permit.write_all_bytes(Bytes::copy_from_slice(bytes)),
+        });
+    }
+
+    fn send_chunk(&mut self, half: Option<&mut OwnedWriteHalf>, length: usize) {
+        self.write_with(half, length, |half, bytes| {
             let before = half.stats().rx.queued;
             let mut chunks = Chunks::new(&mut *half);
             let item = Bytes::copy_from_slice(bytes);
@@ -585,5 +868,28 @@ impl Run {
                 },
             }
         });
+    }
+
+    /// An item goes in whole. One that is larger than the ring begins only once the ring is empty, and the rest of it is
+    /// lost here.
+    fn send_shared(&mut self, half: &OwnedWriteHalf, length: usize) {
+        let bytes = self.model.fresh(length);
+        let mut chunks = Chunks::new(half);
+        let polled = poll_once(chunks.send(Bytes::copy_from_slice(&bytes)));
+        drop(chunks);
+        let polled = polled.map_err(|error| error.kind());
+        let (expected, written) = if length == 0 {
+            (Poll::Ready(Ok(())), 0)
+        } else if self.model.has_rx_ended() {
+            (Poll::Ready(Err(io::ErrorKind::BrokenPipe)), 0)
+        } else if length <= self.room() {
+            (Poll::Ready(Ok(())), length)
+        } else if length > self.setup.capacity && self.room() == self.setup.capacity {
+            (Poll::Pending, self.setup.capacity)
+        } else {
+            (Poll::Pending, 0)
+        };
+        assert_eq!(polled, expected);
+        self.wrote(&bytes, written);
     }
 }

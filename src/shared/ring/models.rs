@@ -180,6 +180,31 @@ fn writer_of_full_ring_is_woken() {
     });
 }
 
+/// The same, with the last byte released by a third thread, that of the last handle to a chunk.
+#[test]
+fn releasing_held_chunk_wakes_writer() {
+    bounded(2).check(|| {
+        let shared = Arc::new((Ring::new(2, 1), Signal::new(Counted)));
+        write(&shared.0, &[1, 2]).unwrap();
+        let Some(ReadChunk::Held(held)) = shared.0.read_chunk() else {
+            panic!("a whole chunk is not copied");
+        };
+        assert_eq!(held.rest(), [1]);
+        let writer = spawn(&shared, |(ring, room)| {
+            write_when_there_is_room(ring, room, &[3, 4])
+        });
+        let holder = spawn(&shared, move |(ring, room)| {
+            ring.release(held.rest().len());
+            room.notify_if(|| ring.is_worth_waking_writer());
+        });
+        let (ring, room) = &*shared;
+        assert_eq!(read(ring, 1, |part| assert_eq!(part, [2])), Some(1));
+        room.notify_if(|| ring.is_worth_waking_writer());
+        writer.join().unwrap();
+        holder.join().unwrap();
+    });
+}
+
 /// A claim that waits is woken once all its room is free, and no sooner.
 #[test]
 fn claim_that_waits_is_woken() {
@@ -224,28 +249,85 @@ fn claimed_room_goes_to_no_other_write() {
     });
 }
 
-/// The same, with the last byte released by a third thread, that of the last handle to a chunk.
+/// A claim that waits does not take room twice: once as claimed by another write, and once as what that write leaves.
 #[test]
-fn releasing_held_chunk_wakes_writer() {
-    bounded(2).check(|| {
+fn claim_that_waits_sees_what_another_permit_wrote() {
+    bounded(3).check(|| {
         let shared = Arc::new((Ring::new(2, 1), Signal::new(Counted)));
-        write(&shared.0, &[1, 2]).unwrap();
-        let Some(ReadChunk::Held(held)) = shared.0.read_chunk() else {
-            panic!("a whole chunk is not copied");
-        };
-        assert_eq!(held.rest(), [1]);
-        let writer = spawn(&shared, |(ring, room)| {
-            write_when_there_is_room(ring, room, &[3, 4])
-        });
-        let holder = spawn(&shared, move |(ring, room)| {
-            ring.release(held.rest().len());
+        shared.0.try_claim(1).unwrap();
+        let holder = spawn(&shared, |(ring, room)| {
+            let bytes = [IoSlice::new(&[1])];
+            assert_eq!(ring.write(&bytes, Admit::Claimed), Ok(1));
+            ring.unclaim(1);
+            room.notify();
+            while read(ring, 1, |_| {}).is_none() {
+                thread::yield_now();
+            }
             room.notify_if(|| ring.is_worth_waking_writer());
         });
         let (ring, room) = &*shared;
-        assert_eq!(read(ring, 1, |part| assert_eq!(part, [2])), Some(1));
-        room.notify_if(|| ring.is_worth_waking_writer());
-        writer.join().unwrap();
+        ring.claim(2);
+        room.until(|| ring.has_wanted_room().then_some(()));
+        let bytes = [IoSlice::new(&[2, 3])];
+        assert_eq!(ring.write(&bytes, Admit::Claimed), Ok(2));
         holder.join().unwrap();
+    });
+}
+
+/// A claim comes before a write or after it: either way its room is there.
+#[test]
+fn claim_that_meets_write_gets_all_its_room() {
+    bounded(3).check(|| {
+        let shared = Arc::new((Ring::new(2, 1), Signal::new(Counted)));
+        let other = spawn(&shared, |(ring, room)| {
+            if ring.write(&[IoSlice::new(&[1])], Admit::Part).is_ok() {
+                while read(ring, 1, |_| {}).is_none() {
+                    thread::yield_now();
+                }
+                room.notify_if(|| ring.is_worth_waking_writer());
+            }
+        });
+        let (ring, room) = &*shared;
+        ring.claim(2);
+        room.until(|| ring.has_wanted_room().then_some(()));
+        let bytes = [IoSlice::new(&[2, 3])];
+        assert_eq!(ring.write(&bytes, Admit::Claimed), Ok(2));
+        other.join().unwrap();
+    });
+}
+
+/// Three bytes through a ring of two. They take the room that the reader makes, and another write does not.
+#[test]
+fn nothing_comes_between_pieces_of_long_write() {
+    bounded(3).check(|| {
+        let ring = Arc::new(Ring::new(2, 1));
+        ring.claim(2);
+        ring.set_exclusive(true);
+        ring.unclaim(2);
+        let other = spawn(&ring, |ring| {
+            let mut bytes = Vec::new();
+            read(ring, 1, |part| bytes.extend_from_slice(part));
+            let written = ring.write(&[IoSlice::new(&[9])], Admit::Part).is_ok();
+            while bytes.len() < 3 {
+                if read(ring, 1, |part| bytes.extend_from_slice(part)).is_none() {
+                    thread::yield_now();
+                }
+            }
+            assert_eq!(bytes, [1, 2, 3]);
+            written
+        });
+        let mut rest = &[1, 2, 3][..];
+        while !rest.is_empty() {
+            match ring.write(&[IoSlice::new(rest)], Admit::Claimed) {
+                Ok(written) => rest = &rest[written..],
+                Err(refused) => {
+                    assert_eq!(refused, Refused::Full);
+                    thread::yield_now();
+                }
+            }
+        }
+        ring.set_exclusive(false);
+        other.join().unwrap();
     });
 }
 

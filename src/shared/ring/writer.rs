@@ -245,12 +245,19 @@ impl Ring {
 
     /// Whether there is the room that is wanted and all that is claimed, or nothing will ever be taken.
     pub(crate) fn has_wanted_room(&self) -> bool {
-        self.is_wanted(self.room())
+        // First: whoever sees a claim given back also sees, in the room, what was written of it.
+        let needed = self.needed_room();
+        self.has_ended() || self.room() >= needed
     }
 
+    /// For the reader, to whom too much room means only a wake for nothing.
     pub(super) fn is_wanted(&self, room: u64) -> bool {
+        self.has_ended() || room >= self.needed_room()
+    }
+
+    fn needed_room(&self) -> u64 {
         let wanted = self.ends.wanted.load(Ordering::Relaxed);
-        self.has_ended() || room >= self.claimed().saturating_add(wanted)
+        self.claimed().saturating_add(wanted)
     }
 
     fn has_ended(&self) -> bool {
@@ -285,9 +292,10 @@ impl Ring {
 
     /// Gives claimed room back. What was written of it is no longer claimed either.
     pub(crate) fn unclaim(&self, length: usize) {
+        // Pairs with the load in `claimed`, for `has_wanted_room`.
         self.ends
             .claimed
-            .fetch_sub(length as u64, Ordering::Relaxed);
+            .fetch_sub(length as u64, Ordering::Release);
     }
 
     /// Sets aside all room that is or becomes free, or ends that.
@@ -296,7 +304,7 @@ impl Ring {
     }
 
     fn claimed(&self) -> u64 {
-        self.ends.claimed.load(Ordering::Relaxed)
+        self.ends.claimed.load(Ordering::Acquire)
     }
 
     /// How full the ring may get by writes without a claim.
