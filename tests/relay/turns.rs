@@ -169,13 +169,18 @@ async fn control_frames_pass_data_that_waits_for_the_client() {
             .await;
         assert_eq!(other.wire.next().await.body(), b"after the control");
 
-        // By now everything waits in the relay. One frame has begun, and control comes right after it.
-        let first = slow.wire.next().await;
-        assert!(first.body() == body(slow.number, 0, MIB / 2));
-        assert_eq!(slow.wire.next().await.body(), b"first");
-        for turn in 1..frames {
-            assert!(slow.wire.next().await.body() == body(slow.number, turn, MIB / 2));
+        // By now everything waits in the relay, and at most one frame has begun.
+        let mut turn = 0;
+        for place in 0..=frames {
+            let frame = slow.wire.next().await;
+            if frame.kind() == Kind::Control {
+                assert!(place <= 1, "control after {place} frames");
+                continue;
+            }
+            assert!(frame.body() == body(slow.number, turn, MIB / 2));
+            turn += 1;
         }
+        assert_eq!(turn, frames);
     })
     .await;
 }
@@ -229,7 +234,7 @@ async fn a_client_that_breaks_the_protocol_is_cut_off_in_words() {
         let beyond = Frame::new(3, Kind::Data, &[0; MAX_FRAME]);
         let words = [
             "it sent a frame of 1048585 bytes, and the port holds 262144",
-            "it broke the protocol and was cut off: a frame in the name of another",
+            "it broke the protocol and was cut off: this client may not send such a frame",
             "it broke the protocol and was cut off: frame size too big",
         ];
         for (frame, words) in [too_long, for_another, beyond].into_iter().zip(words) {

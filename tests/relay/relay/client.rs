@@ -120,7 +120,7 @@ async fn receive<C: AsyncRead>(
                 _ => Left::Vanished(error),
             })?;
         if frame.client() != number || !matches!(frame.kind(), Kind::Control | Kind::Data) {
-            let error = "a frame in the name of another";
+            let error = "this client may not send such a frame";
             return Err(Left::Invalid(io::Error::other(error)));
         }
         match frame.kind().lane() {
