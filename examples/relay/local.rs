@@ -22,9 +22,6 @@ mod unix {
     /// Whether a client can end its own direction and keep reading.
     pub const HALF_CLOSES: bool = true;
 
-    /// Whether a pending write ends when the other side hangs up.
-    pub const ENDS_WRITES: bool = true;
-
     /// The socket lies in a directory that no other user can enter. Dropping the listener removes it.
     pub struct Listener {
         socket: UnixListener,
@@ -62,9 +59,6 @@ mod windows {
 
     /// No: a pipe has one end for both directions.
     pub const HALF_CLOSES: bool = false;
-
-    /// No: under Wine, a pending write does not end when the other side hangs up.
-    pub const ENDS_WRITES: bool = false;
 
     /// Always holds one instance that waits for a client.
     pub struct Listener(NamedPipeServer, PathBuf);
