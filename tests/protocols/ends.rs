@@ -85,9 +85,8 @@ impl Vm {
 #[tokio::test]
 async fn lines_wait_forever_after_agent_closed_its_port() {
     watchdog(async {
-        let (stream, agent, vm) = Vm::boot();
+        let (stream, mut agent, vm) = Vm::boot();
         let host = tokio::spawn(Framed::new(stream, LinesCodec::new()).collect::<Vec<_>>());
-        let mut agent = agent;
         agent.write_all(b"last words\n").await.unwrap();
         drop(agent);
         assert!(vm.makes_wait_forever(&host).await);
@@ -168,10 +167,14 @@ mod http {
     #[tokio::test]
     async fn http1_client_on_host_ends_with_connection_close_or_when_dropped() {
         watchdog(async {
-            let (stream, agent, _vm) = Vm::boot();
-            let response = "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\nhi";
-            let (_, connection, _requests) = request(stream, agent, response).await;
-            connection.await.unwrap().unwrap();
+            for response in [
+                "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\nhi",
+                "HTTP/1.0 200 OK\r\ncontent-length: 2\r\n\r\nhi",
+            ] {
+                let (stream, agent, _vm) = Vm::boot();
+                let (_, connection, _requests) = request(stream, agent, response).await;
+                connection.await.unwrap().unwrap();
+            }
 
             let (stream, agent, vm) = Vm::boot();
             let response = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi";

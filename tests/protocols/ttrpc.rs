@@ -81,11 +81,14 @@ async fn concurrent_ttrpc_calls_succeed() {
 }
 
 #[tokio::test]
-async fn ttrpc_client_on_host_waits_forever_for_agent_that_has_ended() {
+async fn ttrpc_call_to_agent_that_has_ended_waits_forever_without_timeout() {
     watchdog(async {
         let (stream, agent, vm) = Vm::boot();
         drop(agent);
         let client = Client::new(Socket::new(stream));
+        let mut limited = Request::new();
+        limited.timeout_nano = 1;
+        client.request(limited).await.unwrap_err();
         let call = tokio::spawn(async move { client.request(Request::new()).await });
         assert!(vm.makes_wait_forever(&call).await);
         vm.guest.power_off().await;
