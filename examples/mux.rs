@@ -1,4 +1,5 @@
-//! Independent streams over one channel, with yamux. Each has its own backpressure and its own end.
+//! Independent streams over one channel, with yamux. Each has its own backpressure and its own end. The example prints the
+//! lines of three streams as they arrive, mixed.
 //!
 //! `cargo run --example mux`
 //!
@@ -7,8 +8,10 @@
 use std::error::Error;
 use std::future::poll_fn;
 use std::io;
+use std::time::Duration;
 
-use futures::{AsyncReadExt, AsyncWriteExt, StreamExt, stream};
+use futures::io::BufReader;
+use futures::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, StreamExt, TryStreamExt, stream};
 use tokio_krun::AgentStream;
 use tokio_krun::test_util::{Guest, GuestPort};
 use tokio_util::compat::TokioAsyncReadCompatExt;
@@ -38,7 +41,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         poll_fn(|cx| connection.poll_close(cx)).await
     });
     for call in calls {
-        print!("{}", call.await??);
+        call.await??;
     }
     drop(stop);
     driver.await??;
@@ -46,13 +49,17 @@ async fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Sends a name and reads the answer to the end of the stream.
-async fn call(mut stream: Stream, name: &str) -> io::Result<String> {
+/// Sends a name and prints each line of the answer when it arrives, to the end of the stream.
+async fn call(mut stream: Stream, name: &str) -> io::Result<()> {
+    let id = stream.id();
     stream.write_all(name.as_bytes()).await?;
     stream.close().await?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await?;
-    Ok(answer)
+    let mut lines = BufReader::new(stream).lines();
+    while let Some(line) = lines.try_next().await? {
+        println!("stream {id}: {line}");
+    }
+    println!("stream {id} has ended");
+    Ok(())
 }
 
 /// The agent inside the guest.
@@ -77,7 +84,10 @@ async fn answer(mut stream: Stream) -> io::Result<()> {
     // The peer may send anything, so read no more than this.
     let mut start = AsyncReadExt::take(&mut stream, 100);
     start.read_to_string(&mut name).await?;
+    // Stands for work that takes longer for some names.
+    let work = Duration::from_millis(10 * name.len() as u64);
     for step in 1..=3 {
+        tokio::time::sleep(work).await;
         stream
             .write_all(format!("{name}: step {step}\n").as_bytes())
             .await?;

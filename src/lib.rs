@@ -124,6 +124,27 @@
 //! A port is one connection, so a client library's pool must not try to open another. Each of these has an example or a test in
 //! the repository (`examples/`, `tests/protocols/`).
 //!
+//! ## Which protocols end by themselves
+//!
+//! The host cannot detect that the agent closed its port, and the guest does not see a [`shutdown`]. So your side ends only when
+//! the agent says so in the protocol's own bytes. The agent does notice when you drop the stream, and that is for good.
+//!
+//! | on the host | ends by itself? | what to do |
+//! | --- | --- | --- |
+//! | frames, lines | no | agree on a last message |
+//! | HTTP/1 body with a length or in chunks | yes | |
+//! | HTTP/1 body that lasts until the connection closes | no | let the agent send a length or chunks; the other way it ends, as hyper's server drops the stream |
+//! | HTTP/1 connection | after `connection: close`, also in the agent's request; HTTP/1.0 always | otherwise drop hyper's `SendRequest`, or the server's connection |
+//! | HTTP/2, gRPC | yes: dropping hyper's or tonic's client says goodbye; a server says it in its graceful shutdown | |
+//! | TLS | yes, each direction on its own, if the agent calls `shutdown` on its TLS stream, which sends `close_notify` | call `shutdown` too: the agent's read fails if you drop yours without |
+//! | websocket server | yes, if the agent closes the websocket | |
+//! | websocket client | no: after the closing handshake it waits for the server to close the connection | stop at `Message::Close`, not at the end of the `Stream` |
+//! | yamux | yes, if the agent calls `poll_close` on its `Connection`; each stream by its own `close` | |
+//! | tarpc, ttrpc: a client's call | tarpc's at its deadline, ttrpc's only with a timeout | |
+//! | tarpc, ttrpc: a server | no | drop tarpc's, call ttrpc's `shutdown` |
+//!
+//! An agent that is killed says nothing, so each of these then waits until the guest powers off. Give each call a time limit.
+//!
 //! [`Framed`]: https://docs.rs/tokio-util/0.7/tokio_util/codec/struct.Framed.html
 //! [`compat`]: https://docs.rs/tokio-util/0.7/tokio_util/compat/index.html
 //!

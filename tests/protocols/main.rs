@@ -4,13 +4,17 @@
 mod common;
 
 mod cbor;
+mod ends;
 mod grpc;
 mod http;
 mod json_lines;
 mod mux;
 mod tarpc;
+#[cfg(target_os = "linux")]
+mod tls;
 #[cfg(unix)]
 mod ttrpc;
+mod websocket;
 
 use common::SMALL;
 use tokio_krun::test_util::{Guest, GuestPort};

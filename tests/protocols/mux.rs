@@ -8,6 +8,7 @@ use tokio_util::compat::TokioAsyncReadCompatExt;
 use yamux::{Config, Connection, Mode, Stream};
 
 use crate::common::{pattern, watchdog};
+use crate::ends::Vm;
 use crate::vm;
 
 const STREAMS: usize = 64;
@@ -86,6 +87,45 @@ async fn sixty_four_yamux_streams_share_one_port() {
         stop.send(()).unwrap();
         server.await.unwrap();
         client.await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn yamux_on_host_ends_only_if_agent_closes_its_connection() {
+    watchdog(async {
+        for closes in [true, false] {
+            let (stream, agent, vm) = Vm::boot();
+            let host = tokio::spawn(async {
+                let mut host = Connection::new(stream.compat(), Config::default(), Mode::Server);
+                poll_fn(|cx| host.poll_next_inbound(cx)).await.is_none()
+            });
+            let mut agent = Connection::new(agent.compat(), Config::default(), Mode::Client);
+            if closes {
+                poll_fn(|cx| agent.poll_close(cx)).await.unwrap();
+                assert!(host.await.unwrap());
+            } else {
+                drop(agent);
+                assert!(vm.makes_wait_forever(&host).await);
+            }
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn yamux_in_guest_ends_when_host_drops_its_connection() {
+    watchdog(async {
+        let (stream, _guest, agent) = vm();
+        let mut agent = Connection::new(agent.compat(), Config::default(), Mode::Server);
+        drop(Connection::new(
+            stream.compat(),
+            Config::default(),
+            Mode::Client,
+        ));
+        // It fails if it finds out by a write.
+        let inbound = poll_fn(|cx| agent.poll_next_inbound(cx)).await;
+        assert!(matches!(inbound, None | Some(Err(_))));
     })
     .await;
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use futures::StreamExt;
+use tarpc::client::RpcError;
 use tarpc::context::{self, Context};
 use tarpc::server::{BaseChannel, Channel};
 use tarpc::tokio_serde::formats::Json;
@@ -10,6 +11,7 @@ use tarpc::tokio_util::codec::{Framed, LengthDelimitedCodec};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::common::watchdog;
+use crate::ends::Vm;
 use crate::vm;
 
 #[tarpc::service]
@@ -69,6 +71,43 @@ async fn concurrent_tarpc_calls_succeed() {
         // When the client ends, so does the server.
         drop(client);
         server.await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn tarpc_server_on_host_waits_forever_after_client_has_ended() {
+    watchdog(async {
+        let (stream, agent, vm) = Vm::boot();
+        let transport = tarpc::serde_transport::new(frames(stream), Json::default());
+        let server = BaseChannel::with_defaults(transport).execute(InGuest.serve());
+        let server = tokio::spawn(server.for_each(async |answer| answer.await));
+        let transport = tarpc::serde_transport::new(frames(agent), Json::default());
+        let client = AgentClient::new(tarpc::client::Config::default(), transport).spawn();
+        let length = client.length(context::current(), "four".into()).await;
+        assert_eq!(length.unwrap(), 4);
+        drop(client);
+        assert!(vm.makes_wait_forever(&server).await);
+        vm.guest.power_off().await;
+        server.await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn tarpc_call_to_agent_that_has_ended_ends_at_its_deadline() {
+    watchdog(async {
+        let (stream, _guest, agent) = vm();
+        drop(agent);
+        let transport = tarpc::serde_transport::new(frames(stream), Json::default());
+        let client = AgentClient::new(tarpc::client::Config::default(), transport).spawn();
+        // The clock goes on at once to the next deadline.
+        tokio::time::pause();
+        let length = client.length(context::current(), "four".into()).await;
+        assert!(
+            matches!(length, Err(RpcError::DeadlineExceeded)),
+            "{length:?}"
+        );
     })
     .await;
 }
