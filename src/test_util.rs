@@ -39,6 +39,7 @@
 //! - Timing is that of two threads, not of a VM.
 //! - [`Guest::power_off`] does not end the process.
 
+mod port;
 #[cfg(unix)]
 mod unix;
 mod virtqueue;
@@ -54,6 +55,8 @@ use std::{fmt, io, thread};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::port::{AgentPort, PortHandle};
+#[allow(unused_imports, reason = "`VirtioPort` is to use them")]
+pub(crate) use port::{Port, open_in_process};
 #[cfg(all(test, unix))]
 pub(crate) use unix::is_any_readable;
 #[cfg(unix)]
