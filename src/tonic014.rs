@@ -214,7 +214,7 @@ impl Connected for AgentStream {
 }
 
 /// Has no connection information: the only peer is the host.
-#[cfg(all(feature = "agent", target_os = "linux", not(tokio_krun_loom)))]
+#[cfg(any(feature = "test-util", all(feature = "agent", target_os = "linux")))]
 impl Connected for crate::agent::VirtioPort {
     type ConnectInfo = ();
 
