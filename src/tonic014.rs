@@ -220,11 +220,3 @@ impl Connected for crate::agent::VirtioPort {
 
     fn connect_info(&self) {}
 }
-
-/// For tests of a server that runs in the guest.
-#[cfg(feature = "test-util")]
-impl Connected for crate::test_util::GuestPort {
-    type ConnectInfo = ();
-
-    fn connect_info(&self) {}
-}

@@ -1,25 +1,34 @@
 //! The port as the agent opens it: the in-process part of [`VirtioPort`](crate::agent::VirtioPort).
 
+use std::future::poll_fn;
 use std::io;
 use std::panic::{RefUnwindSafe, UnwindSafe};
+use std::pin::pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
-use std::{fmt, future};
+use std::task::{Context, Poll, ready};
+use std::{fmt, future::Future};
 
 use tokio::io::{Interest, ReadBuf, Ready};
+use tokio::task::coop;
 
-use super::Machine;
+use super::machine::Machine;
+use super::virtqueue::Virtqueues;
+use crate::sys::TaskWake;
 
 /// Dropping it closes the port in the guest.
-#[allow(dead_code, reason = "`VirtioPort` is to use it")]
 pub(crate) struct Port {
-    machine: Arc<Machine>,
+    virtqueues: Arc<Virtqueues>,
+    /// The guest runs for as long as a port is open.
+    _machine: Arc<Machine>,
 }
 
-#[allow(dead_code, reason = "`VirtioPort` is to use it")]
 impl Port {
-    pub(super) fn new(machine: Arc<Machine>) -> Self {
-        Self { machine }
+    /// The port must have been [opened](Virtqueues::open).
+    pub(super) fn new(virtqueues: &Arc<Virtqueues>, machine: &Arc<Machine>) -> Self {
+        Self {
+            virtqueues: Arc::clone(virtqueues),
+            _machine: Arc::clone(machine),
+        }
     }
 
     pub(crate) fn poll_read(
@@ -27,34 +36,99 @@ impl Port {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        self.machine.virtqueues.poll_read(cx, buf).map(Ok)
+        let limit = buf.remaining();
+        if limit == 0 {
+            return Poll::Ready(Ok(()));
+        }
+        let virtqueues = &self.virtqueues;
+        let look = || virtqueues.read(limit, |bytes| buf.put_slice(bytes));
+        poll_until(&virtqueues.readable, cx, look).map(|_| Ok(()))
     }
 
     pub(crate) fn poll_write(&self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        self.machine.virtqueues.poll_write(cx, buf)
+        let virtqueues = &self.virtqueues;
+        poll_until(&virtqueues.writable, cx, || virtqueues.write(buf))
     }
 
-    /// For one task a direction: the last one that polled is woken.
-    pub(crate) fn poll_read_ready(&self, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        todo!()
+    pub(crate) fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let look = || self.is_ready(Interest::READABLE).map(Ok);
+        poll_until(&self.virtqueues.readable, cx, look).map_ok(drop)
     }
 
-    /// For one task a direction: the last one that polled is woken.
-    pub(crate) fn poll_write_ready(&self, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        todo!()
+    pub(crate) fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let look = || self.is_ready(Interest::WRITABLE).map(Ok);
+        poll_until(&self.virtqueues.writable, cx, look).map_ok(drop)
     }
 
-    pub(crate) fn try_read(&self, _buf: &mut [u8]) -> io::Result<usize> {
-        todo!()
+    fn is_ready(&self, interest: Interest) -> Option<Ready> {
+        Some(self.virtqueues.ready(interest)).filter(|ready| !ready.is_empty())
     }
 
-    pub(crate) fn try_write(&self, _buf: &[u8]) -> io::Result<usize> {
-        todo!()
+    pub(crate) fn try_read(&self, buf: &mut [u8]) -> io::Result<usize> {
+        if buf.is_empty() {
+            return Ok(0);
+        }
+        let limit = buf.len();
+        let sink = |bytes: &[u8]| buf[..bytes.len()].copy_from_slice(bytes);
+        let read = self.virtqueues.read(limit, sink);
+        read.ok_or_else(|| io::ErrorKind::WouldBlock.into())
+    }
+
+    pub(crate) fn try_write(&self, buf: &[u8]) -> io::Result<usize> {
+        let written = self.virtqueues.write(buf);
+        written.unwrap_or_else(|| Err(io::ErrorKind::WouldBlock.into()))
     }
 
     /// For any number of tasks at once: each is woken.
-    pub(crate) async fn ready(&self, _interest: Interest) -> io::Result<Ready> {
-        future::pending().await
+    pub(crate) async fn ready(&self, interest: Interest) -> io::Result<Ready> {
+        if !interest.is_readable() && !interest.is_writable() {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        loop {
+            let budget = poll_fn(coop::poll_proceed).await;
+            // Before the look, so that no signal after it is missed.
+            let mut readable = pin!(self.virtqueues.readable.signalled());
+            let mut writable = pin!(self.virtqueues.writable.signalled());
+            if let Some(ready) = self.is_ready(interest) {
+                budget.made_progress();
+                return Ok(ready);
+            }
+            drop(budget);
+            poll_fn(|cx| {
+                let is_readable = interest.is_readable() && readable.as_mut().poll(cx).is_ready();
+                let is_writable = interest.is_writable() && writable.as_mut().poll(cx).is_ready();
+                match is_readable || is_writable {
+                    true => Poll::Ready(()),
+                    false => Poll::Pending,
+                }
+            })
+            .await;
+        }
+    }
+}
+
+/// Polls until `look` finds something, for one task a direction: the last one that polled is woken.
+fn poll_until<T>(
+    wake: &TaskWake,
+    cx: &mut Context<'_>,
+    mut look: impl FnMut() -> Option<T>,
+) -> Poll<T> {
+    let budget = ready!(coop::poll_proceed(cx));
+    let found = loop {
+        if let Some(found) = look() {
+            break Some(found);
+        }
+        if wake.poll(cx).is_pending() {
+            // Once more, for what came before the wake knew of the task.
+            break look();
+        }
+    };
+    match found {
+        Some(found) => {
+            budget.made_progress();
+            Poll::Ready(found)
+        }
+        None => Poll::Pending,
     }
 }
 
@@ -71,14 +145,6 @@ impl fmt::Debug for Port {
 
 impl Drop for Port {
     fn drop(&mut self) {
-        self.machine.virtqueues.close();
+        self.virtqueues.close();
     }
-}
-
-/// Opens the port called `name` of the guest in whose scope the task runs (`Guest::run`), and waits for it as in a VM.
-/// `None` outside such a scope.
-
-#[allow(dead_code, reason = "`VirtioPort` is to use it")]
-pub(crate) async fn open_in_process(_name: &str) -> Option<io::Result<Port>> {
-    None
 }
