@@ -27,11 +27,41 @@
 //! tokio-krun = { version = "0.1", default-features = false, features = ["agent"] }
 //! ```
 //!
-//! With the feature `test-util`, a `VirtioPort` can also be that of an in-process guest, on every system that this crate
-//! supports. So you test your agent as it is, without a VM.
+//! # Testing without a VM
+//!
+//! With the feature `test-util`, a `VirtioPort` can also be that of an in-process guest, on each system that this crate
+//! supports. Your agent runs in it as it is: in [`Guest::run`], `open` finds the guest's ports.
+//!
+//! ```
+//! use tokio::io::{AsyncReadExt, AsyncWriteExt};
+//! use tokio_krun::agent::VirtioPort;
+//! use tokio_krun::{AgentStream, test_util::Guest};
+//!
+//! /// The agent, except for what only a VM has, such as `mount_filesystems`.
+//! async fn agent() -> std::io::Result<()> {
+//!     let mut port = VirtioPort::open("agent").await?;
+//!     let answer = !port.read_u8().await?;
+//!     port.write_u8(answer).await
+//! }
+//!
+//! # /*
+//! #[tokio::test]
+//! # */
+//! # #[tokio::main(flavor = "current_thread")]
+//! async fn answers() {
+//!     let (mut stream, port) = AgentStream::pair().unwrap();
+//!     let guest = Guest::boot(port);
+//!     let agent = tokio::spawn(guest.run(agent()));
+//!     stream.write_u8(0x0f).await.unwrap();
+//!     assert_eq!(stream.read_u8().await.unwrap(), 0xf0);
+//!     agent.await.unwrap().unwrap();
+//! }
+//! # answers();
+//! ```
+//!
+//! [`Guest::run`]: https://docs.rs/tokio-krun/latest/tokio_krun/test_util/struct.Guest.html#method.run
 
 #[cfg(all(feature = "agent", target_os = "linux"))]
-#[cfg_attr(docsrs, doc(cfg(all(feature = "agent", target_os = "linux"))))]
 mod device;
 #[cfg(all(feature = "agent", target_os = "linux"))]
 mod mount;
@@ -130,8 +160,9 @@ impl VirtioPort {
     /// - [`PermissionDenied`](io::ErrorKind::PermissionDenied) if you may not open the device file. A
     ///   process that is not root may also get this before udev has set the file's permissions.
     /// - [`NotFound`](io::ErrorKind::NotFound) if `/sys` is not mounted.
-    /// - [`Unsupported`](io::ErrorKind::Unsupported) without the feature `agent` or outside Linux, except in an
+    /// - [`Unsupported`](io::ErrorKind::Unsupported) outside Linux or without the feature `agent`, except in an
     ///   in-process guest.
+    /// - [`NotConnected`](io::ErrorKind::NotConnected) if the in-process guest has been powered off.
     /// - [`Other`](io::ErrorKind::Other) outside a tokio runtime.
     /// - Any other error of the system.
     ///

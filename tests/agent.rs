@@ -1,4 +1,5 @@
-//! The guest's end. The same tests run with the port of an in-process guest and, on Linux, with a socket instead of a device.
+//! The guest's end. The same tests run with the port of an in-process guest, also of one with threads, and on Linux with a socket
+//! instead of a device.
 //! `tests/microvm` tests in a VM what only a device does.
 
 mod common;
@@ -25,8 +26,16 @@ enum Host {
 }
 
 fn in_process() -> (VirtioPort, Host) {
+    in_guest(false)
+}
+
+fn threads() -> (VirtioPort, Host) {
+    in_guest(true)
+}
+
+fn in_guest(threads: bool) -> (VirtioPort, Host) {
     let (stream, port) = Options::new().capacity(SMALL).create().unwrap();
-    let guest = Guest::boot(port);
+    let guest = Guest::builder().port("agent", port).threads(threads).boot();
     (guest.open().unwrap(), Host::InProcess(stream, guest))
 }
 
@@ -135,11 +144,21 @@ impl Host {
 
 macro_rules! with_each_port {
     ($($test:ident)*) => {
-        mod in_process_guest {
+        mod in_process {
             $(
                 #[tokio::test]
                 async fn $test() {
                     let (port, host) = super::in_process();
+                    super::watchdog(super::$test(port, host)).await;
+                }
+            )*
+        }
+
+        mod threads {
+            $(
+                #[tokio::test]
+                async fn $test() {
+                    let (port, host) = super::threads();
                     super::watchdog(super::$test(port, host)).await;
                 }
             )*
@@ -163,6 +182,7 @@ with_each_port! {
     borrowed_halves_work_at_once
     hang_up_ends_reads_and_pending_write
     hang_up_shows_without_reading
+    hang_up_wakes_waiting_task
     empty_write_fails_only_after_hang_up
     empty_read_finds_nothing_at_once
     try_methods_never_wait
@@ -258,27 +278,22 @@ async fn hang_up_shows_without_reading(port: VirtioPort, mut host: Host) {
     assert!(ready.is_writable() && !ready.is_readable(), "{ready:?}");
     assert!(!ready.is_read_closed() && !ready.is_write_closed());
 
-    // Whether or not a task waits, and with or without bytes that are left.
-    let waiting = async {
-        let ready = port.ready(Interest::READABLE).await.unwrap();
-        assert!(!ready.is_read_closed());
-        // It is ready for the bytes, so there is nothing to wait for.
-        while !port
-            .ready(Interest::READABLE)
-            .await
-            .unwrap()
-            .is_read_closed()
-        {
-            tokio::task::yield_now().await;
-        }
-    };
-    let hanging_up = async {
-        host.send(b"last").await;
-        port.readable().await.unwrap();
+    let mut waiting = task::spawn(port.ready(Interest::READABLE));
+    assert_pending!(waiting.poll());
+    host.send(b"last").await;
+    let ready = (&mut waiting).await.unwrap();
+    assert!(ready.is_readable() && !ready.is_read_closed(), "{ready:?}");
+
+    let _guest = host.hang_up();
+    // It is ready for the bytes that are left, so a wait for the hang-up alone would not wait.
+    while !port
+        .ready(Interest::READABLE)
+        .await
+        .unwrap()
+        .is_read_closed()
+    {
         tokio::task::yield_now().await;
-        host.hang_up()
-    };
-    let ((), _guest) = tokio::join!(waiting, hanging_up);
+    }
     let ready = port.ready(Interest::READABLE | Interest::WRITABLE).await;
     let ready = ready.unwrap();
     assert!(ready.is_readable() && ready.is_read_closed(), "{ready:?}");
@@ -296,6 +311,14 @@ async fn hang_up_shows_without_reading(port: VirtioPort, mut host: Host) {
         let mut buffers = [IoSliceMut::new(&mut buffer)];
         assert_eq!(port.try_read_vectored(&mut buffers).unwrap(), 0);
     }
+}
+
+async fn hang_up_wakes_waiting_task(port: VirtioPort, host: Host) {
+    let mut waiting = task::spawn(port.ready(Interest::READABLE));
+    assert_pending!(waiting.poll());
+    let _guest = host.hang_up();
+    let ready = (&mut waiting).await.unwrap();
+    assert!(ready.is_readable() && ready.is_read_closed(), "{ready:?}");
 }
 
 async fn empty_write_fails_only_after_hang_up(mut port: VirtioPort, host: Host) {

@@ -21,7 +21,8 @@ use tokio::runtime::Handle;
 use super::VirtioPort;
 use super::port::Port;
 
-/// The methods of a port that has a descriptor.
+/// By path and by descriptor.
+#[cfg_attr(docsrs, doc(cfg(all(feature = "agent", target_os = "linux"))))]
 impl VirtioPort {
     /// Opens the port's device file, such as `/dev/vport0p1`.
     ///
@@ -201,6 +202,10 @@ impl Device {
 /// Reading and writing, with the meaning that [`VirtioPort`] documents.
 impl Device {
     pub(super) async fn ready(&self, interest: Interest) -> io::Result<Ready> {
+        // tokio would wait forever.
+        if !interest.is_readable() && !interest.is_writable() {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
         Ok(self.0.ready(interest).await?.ready())
     }
 

@@ -68,9 +68,6 @@ impl Port {
     }
 
     pub(super) async fn ready(&self, interest: Interest) -> io::Result<Ready> {
-        if !interest.is_readable() && !interest.is_writable() {
-            return Err(io::ErrorKind::InvalidInput.into());
-        }
         delegate!(self, port => port.ready(interest).await)
     }
 
