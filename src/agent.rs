@@ -241,6 +241,9 @@ impl VirtioPort {
 
     /// Waits until the port is ready for one of the operations in `interest`, and returns which.
     ///
+    /// As with tokio's streams, it may be ready although there is nothing: the `try_` method then returns
+    /// [`WouldBlock`](io::ErrorKind::WouldBlock), and the next wait is a real one.
+    ///
     /// A port that has ended is ready. `is_read_closed` and `is_write_closed` both mean that the host has hung up. There may
     /// still be bytes left to read.
     ///
@@ -348,7 +351,7 @@ impl VirtioPort {
 
     /// Reads what is there, without waiting. Returns 0 at end of file, or if the buffer is empty.
     ///
-    /// One read returns at most 4 KiB: what the host puts into one of the device's buffers.
+    /// One read returns at most what is in one of the device's buffers, which are usually 4 KiB each.
     ///
     /// # Errors
     ///

@@ -16,7 +16,7 @@ use tokio::io::{
 use tokio_krun::agent::{OwnedReadHalf, OwnedWriteHalf, ReuniteError, VirtioPort};
 use tokio_krun::test_util::Guest;
 use tokio_krun::{AgentStream, Options};
-use tokio_test::{assert_pending, assert_ready_err, assert_ready_ok, task};
+use tokio_test::{assert_pending, assert_ready_ok, task};
 
 /// The host's end of a port.
 enum Host {
@@ -29,6 +29,7 @@ fn in_process() -> (VirtioPort, Host) {
     in_guest(false)
 }
 
+#[cfg(unix)]
 fn threads() -> (VirtioPort, Host) {
     in_guest(true)
 }
@@ -57,6 +58,14 @@ impl Host {
             Self::InProcess(stream, _) => stream,
             #[cfg(target_os = "linux")]
             Self::Socket(stream) => stream,
+        }
+    }
+
+    fn guest(&self) -> Option<&Guest> {
+        match self {
+            Self::InProcess(_, guest) => Some(guest),
+            #[cfg(target_os = "linux")]
+            Self::Socket(_) => None,
         }
     }
 
@@ -92,10 +101,10 @@ impl Host {
         }
     }
 
-    /// Lets the agent write until there is no room, and returns how much it wrote.
+    /// Lets the agent write until there is no room, and returns how much it wrote. There will be none until
+    /// [`go_on`](Self::go_on).
     async fn fill(&self, port: &VirtioPort) -> usize {
-        // Nothing takes what the agent has written.
-        if let Self::InProcess(_, guest) = self {
+        if let Some(guest) = self.guest() {
             guest.stop_workers().await;
         }
         port.writable().await.unwrap();
@@ -109,10 +118,14 @@ impl Host {
         }
     }
 
-    async fn take(&mut self, count: usize) {
-        if let Self::InProcess(_, guest) = self {
+    fn go_on(&self) {
+        if let Some(guest) = self.guest() {
             guest.start_workers().unwrap();
         }
+    }
+
+    async fn take(&mut self, count: usize) {
+        self.go_on();
         self.receive(count).await;
     }
 
@@ -154,6 +167,8 @@ macro_rules! with_each_port {
             )*
         }
 
+        // On Windows it has a pipe, with ends of its own.
+        #[cfg(unix)]
         mod threads {
             $(
                 #[tokio::test]
@@ -332,9 +347,7 @@ async fn empty_write_fails_only_after_hang_up(mut port: VirtioPort, host: Host) 
         let empty = [IoSlice::new(b""), IoSlice::new(b"")];
         assert_eq!(port.try_write_vectored(&empty).unwrap(), 0);
     }
-    if let Host::InProcess(_, guest) = &host {
-        guest.start_workers().unwrap();
-    }
+    host.go_on();
     let _guest = host.hang_up();
     while !port
         .ready(Interest::WRITABLE)
@@ -542,6 +555,7 @@ mod descriptor {
 
     use rustix::fs::OFlags;
     use rustix::io::FdFlags;
+    use tokio_test::assert_ready_err;
 
     use super::*;
 

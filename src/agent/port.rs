@@ -12,7 +12,7 @@ use super::device::Device;
 #[cfg(any(test, feature = "test-util"))]
 use crate::test_util;
 
-/// The most that Linux returns from one read: what the host has put into one page.
+/// The most that Linux returns from one read, where pages are this large: each of the device's buffers is one page.
 const MOST_READ: usize = 4096;
 /// The most bytes that Linux takes in one write.
 const MOST_WRITTEN: usize = 32 * 1024;
