@@ -9,7 +9,8 @@ use bytes::{BufMut, BytesMut};
 use futures::{SinkExt, StreamExt};
 use serde::{Deserialize, Serialize};
 use tokio_krun::AgentStream;
-use tokio_krun::test_util::{Guest, GuestPort};
+use tokio_krun::agent::VirtioPort;
+use tokio_krun::test_util::Guest;
 use tokio_util::codec::{Decoder, Encoder, Framed, LengthDelimitedCodec};
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -84,7 +85,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
 }
 
 /// The agent inside the guest.
-async fn agent(port: GuestPort) -> io::Result<()> {
+async fn agent(port: VirtioPort) -> io::Result<()> {
     let mut frames = Framed::new(port, Cbor::new());
     while let Some(message) = frames.next().await {
         let (id, text) = match message? {

@@ -10,7 +10,8 @@ use std::io;
 use futures::{Stream, StreamExt, stream};
 use hyper_util::rt::TokioIo;
 use tokio_krun::AgentStream;
-use tokio_krun::test_util::{Guest, GuestPort};
+use tokio_krun::agent::VirtioPort;
+use tokio_krun::test_util::Guest;
 use tokio_krun::tonic014::Incoming;
 use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Request, Response, Status, Streaming};
@@ -70,8 +71,8 @@ async fn connect(stream: AgentStream) -> Result<Channel, tonic::transport::Error
 }
 
 /// The agent inside the guest: serves until the host's client hangs up. A server on the host looks
-/// the same: pass the `AgentStream` instead of the `GuestPort`.
-async fn agent(port: GuestPort) -> Result<(), tonic::transport::Error> {
+/// the same: pass the `AgentStream` instead of the `VirtioPort`.
+async fn agent(port: VirtioPort) -> Result<(), tonic::transport::Error> {
     let service = service_fn(async |request: hyper::Request<tonic::body::Body>| {
         let mut grpc = tonic::server::Grpc::new(ProstCodec::<Output, Command>::default());
         Ok::<_, Infallible>(grpc.streaming(service_fn(run), request).await)

@@ -11,7 +11,8 @@ use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode, client, server};
 use hyper_util::rt::TokioIo;
 use tokio_krun::AgentStream;
-use tokio_krun::test_util::{Guest, GuestPort};
+use tokio_krun::agent::VirtioPort;
+use tokio_krun::test_util::Guest;
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
@@ -41,7 +42,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
 }
 
 /// The agent inside the guest.
-async fn agent(port: GuestPort) -> hyper::Result<()> {
+async fn agent(port: VirtioPort) -> hyper::Result<()> {
     server::conn::http1::Builder::new()
         .serve_connection(TokioIo::new(port), service_fn(answer))
         .await

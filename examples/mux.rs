@@ -13,7 +13,8 @@ use std::time::Duration;
 use futures::io::BufReader;
 use futures::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, StreamExt, TryStreamExt, stream};
 use tokio_krun::AgentStream;
-use tokio_krun::test_util::{Guest, GuestPort};
+use tokio_krun::agent::VirtioPort;
+use tokio_krun::test_util::Guest;
 use tokio_util::compat::TokioAsyncReadCompatExt;
 use yamux::{Config, Connection, Mode, Stream};
 
@@ -63,7 +64,7 @@ async fn call(mut stream: Stream, name: &str) -> io::Result<()> {
 }
 
 /// The agent inside the guest.
-async fn agent(port: GuestPort) -> Result<(), yamux::ConnectionError> {
+async fn agent(port: VirtioPort) -> Result<(), yamux::ConnectionError> {
     let mut connection = Connection::new(port.compat(), Config::default(), Mode::Server);
     stream::poll_fn(|cx| connection.poll_next_inbound(cx))
         .for_each_concurrent(None, async |stream| {

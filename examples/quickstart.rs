@@ -6,7 +6,8 @@ use std::error::Error;
 
 use bytes::Bytes;
 use futures::{SinkExt, StreamExt};
-use tokio_krun::test_util::{Guest, GuestPort};
+use tokio_krun::agent::VirtioPort;
+use tokio_krun::test_util::Guest;
 use tokio_krun::{AgentPort, AgentStream};
 use tokio_util::codec::{Framed, LengthDelimitedCodec};
 
@@ -39,7 +40,7 @@ async fn run_vm(port: AgentPort) -> std::io::Result<()> {
 }
 
 /// The agent inside the guest.
-async fn agent(port: GuestPort) -> std::io::Result<()> {
+async fn agent(port: VirtioPort) -> std::io::Result<()> {
     let mut frames = Framed::new(port, LengthDelimitedCodec::new());
     while let Some(request) = frames.next().await.transpose()? {
         let reply = match &request[..] {

@@ -14,7 +14,8 @@ use bytes::{Buf, Bytes, BytesMut};
 use futures::{SinkExt, StreamExt};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::timeout;
-use tokio_krun::test_util::{Guest, GuestPort};
+use tokio_krun::agent::VirtioPort;
+use tokio_krun::test_util::Guest;
 use tokio_krun::{AgentStream, Options};
 use tokio_util::codec::{Decoder, Framed, FramedParts, LengthDelimitedCodec};
 
@@ -74,7 +75,7 @@ async fn resync(frames: Frames<AgentStream>) -> io::Result<(Frames<AgentStream>,
 }
 
 /// The agent. In each life, it waits for a sync request first.
-async fn agent(mut port: GuestPort) -> io::Result<()> {
+async fn agent(mut port: VirtioPort) -> io::Result<()> {
     let mut buf = BytesMut::new();
     loop {
         skip_past(&MARK, &mut port, &mut buf).await?;

@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio_krun::test_util::{Guest, GuestPort};
+use tokio_krun::agent::VirtioPort;
+use tokio_krun::test_util::Guest;
 use tokio_krun::{AgentStream, Stats};
 
 const MIB: usize = 1024 * 1024;
@@ -41,7 +42,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
         std::process::exit(2);
     };
     let (mut stream, port) = AgentStream::pair()?;
-    let guest = Guest::boot(port);
+    // With krun's threads, as in a VM.
+    let guest = Guest::builder().port("agent", port).threads(true).boot();
     let mut agent = guest.open()?;
 
     let names = ["from the guest", "to the guest", ROUND];
@@ -127,7 +129,7 @@ async fn carry(
     Ok(amount)
 }
 
-async fn round_trips(stream: &mut AgentStream, mut agent: GuestPort) -> std::io::Result<GuestPort> {
+async fn round_trips(stream: &mut AgentStream, mut agent: VirtioPort) -> std::io::Result<VirtioPort> {
     let echo = tokio::spawn(async move {
         let mut message = [0; 64];
         for _ in 0..ROUND_TRIPS {

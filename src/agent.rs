@@ -26,24 +26,61 @@
 //! [dependencies]
 //! tokio-krun = { version = "0.1", default-features = false, features = ["agent"] }
 //! ```
+//!
+//! # Testing without a VM
+//!
+//! With the feature `test-util`, a `VirtioPort` can also be that of an in-process guest, on each system that this crate
+//! supports. Your agent runs in it as it is: in [`Guest::run`], `open` finds the guest's ports.
+//!
+//! ```
+//! use tokio::io::{AsyncReadExt, AsyncWriteExt};
+//! use tokio_krun::agent::VirtioPort;
+//! use tokio_krun::{AgentStream, test_util::Guest};
+//!
+//! /// The agent, except for what only a VM has, such as `mount_filesystems`.
+//! async fn agent() -> std::io::Result<()> {
+//!     let mut port = VirtioPort::open("agent").await?;
+//!     let answer = !port.read_u8().await?;
+//!     port.write_u8(answer).await
+//! }
+//!
+//! # /*
+//! #[tokio::test]
+//! # */
+//! # #[tokio::main(flavor = "current_thread")]
+//! async fn answers() {
+//!     let (mut stream, port) = AgentStream::pair().unwrap();
+//!     let guest = Guest::boot(port);
+//!     let agent = tokio::spawn(guest.run(agent()));
+//!     stream.write_u8(0x0f).await.unwrap();
+//!     assert_eq!(stream.read_u8().await.unwrap(), 0xf0);
+//!     agent.await.unwrap().unwrap();
+//! }
+//! # answers();
+//! ```
+//!
+//! [`Guest::run`]: https://docs.rs/tokio-krun/latest/tokio_krun/test_util/struct.Guest.html#method.run
 
-mod find;
+#[cfg(all(feature = "agent", target_os = "linux"))]
+mod device;
+#[cfg(all(feature = "agent", target_os = "linux"))]
 mod mount;
-mod uevents;
+mod port;
+mod split;
 
-use std::future::Future;
-use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::path::Path;
-use std::pin::{Pin, pin};
-use std::task::{Context, Poll, Waker, ready};
+use std::io::{self, IoSlice, IoSliceMut};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
 
-use rustix::fs::{Mode, OFlags};
-use rustix::io::{Errno, retry_on_intr};
-use tokio::io::unix::{AsyncFd, AsyncFdReadyGuard};
+use bytes::BufMut;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, Ready};
 
+#[cfg(all(feature = "agent", target_os = "linux"))]
+#[cfg_attr(docsrs, doc(cfg(all(feature = "agent", target_os = "linux"))))]
 pub use mount::mount_filesystems;
+use port::Port;
+pub use split::{OwnedReadHalf, OwnedWriteHalf, ReadHalf, ReuniteError, WriteHalf};
 
 /// A virtio-console port in a Linux guest: the agent's stream to the host.
 ///
@@ -64,16 +101,19 @@ pub use mount::mount_filesystems;
 /// }
 /// ```
 ///
-/// The port is non-blocking and registered with tokio. To read and write in two tasks, use
-/// [`tokio::io::split`](https://docs.rs/tokio/1/tokio/io/fn.split.html).
+/// The port is non-blocking and registered with tokio. Its methods have the names, signatures and meaning of those of
+/// tokio's [`UnixStream`](https://docs.rs/tokio/1/tokio/net/struct.UnixStream.html). To read and write in two tasks, use
+/// [`into_split`](Self::into_split). To read lines, wrap it in a
+/// [`BufReader`](https://docs.rs/tokio/1/tokio/io/struct.BufReader.html), as you would any of tokio's own streams.
 ///
 /// # Ends
 ///
 /// | event | effect on the port |
 /// | --- | --- |
-/// | the host hangs up | reads return what is left, then end of file; writes fail with [`BrokenPipe`](io::ErrorKind::BrokenPipe), even one that waits for room |
+/// | the host hangs up | reads return what is left, then end of file; writes fail with [`BrokenPipe`](io::ErrorKind::BrokenPipe), even one that waits for room, and one of no bytes; [`ready`](Self::ready) says so without a read |
 /// | you call `shutdown()` | none: the device has no half-close |
-/// | you drop the port | it closes, and the host does not notice; what the host sends from then on is lost |
+/// | you drop one half of [`into_split`](Self::into_split) | none |
+/// | you drop the port, or both halves | it closes, and the host does not notice; what the host sends from then on is lost |
 ///
 /// A blocking write would behave differently: in Linux, it never returns once the host has hung up.
 ///
@@ -87,18 +127,14 @@ pub use mount::mount_filesystems;
 /// host reads them in order. If the guest powers off at once, they may be lost. If your agent's last
 /// words matter, let it wait for an answer to them.
 ///
-/// # The descriptor
-///
-/// Do not pass the descriptor to `poll(2)` or to another epoll instance. On each poll, Linux's
-/// `virtio_console` collects what its device has completed, so this port's own wait for that may
-/// never end.
+/// A vectored write copies small buffers together, as the driver would send each of them separately.
 ///
 /// # Cancel safety
 ///
 /// Reads and writes are as cancel safe as those of tokio's streams: one that you drop while it waits
 /// has moved no bytes.
 #[derive(Debug)]
-pub struct VirtioPort(AsyncFd<OwnedFd>);
+pub struct VirtioPort(Port);
 
 impl VirtioPort {
     /// Opens the port that the host attached under `name`, and waits until it appears.
@@ -124,11 +160,15 @@ impl VirtioPort {
     /// - [`PermissionDenied`](io::ErrorKind::PermissionDenied) if you may not open the device file. A
     ///   process that is not root may also get this before udev has set the file's permissions.
     /// - [`NotFound`](io::ErrorKind::NotFound) if `/sys` is not mounted.
+    /// - [`Unsupported`](io::ErrorKind::Unsupported) outside Linux or without the feature `agent`, except in an
+    ///   in-process guest.
+    /// - [`NotConnected`](io::ErrorKind::NotConnected) if the in-process guest has been powered off.
+    /// - [`Other`](io::ErrorKind::Other) outside a tokio runtime.
     /// - Any other error of the system.
     ///
     /// # Panics
     ///
-    /// If called outside a tokio runtime with I/O enabled.
+    /// If the runtime has no I/O driver (`tokio::runtime::Builder::enable_io`).
     ///
     /// # Cancel safety
     ///
@@ -146,148 +186,71 @@ impl VirtioPort {
     /// # Ok(()) }
     /// ```
     pub async fn open(name: &str) -> io::Result<Self> {
-        find::open_when_present(name, Self::open_path).await
+        Port::open(name).await.map(Self)
     }
 
-    /// Opens the port's device file, such as `/dev/vport0p1`.
-    ///
-    /// The host must have opened its end first; krun does so before it announces the port's name. A port
-    /// that you open earlier behaves as if the host had hung up, for good.
-    ///
-    /// # Errors
-    ///
-    /// - [`NotFound`](io::ErrorKind::NotFound) if there is no such file.
-    /// - [`ResourceBusy`](io::ErrorKind::ResourceBusy), [`PermissionDenied`](io::ErrorKind::PermissionDenied)
-    ///   and others, as with [`open`](Self::open).
-    ///
-    /// # Panics
-    ///
-    /// If called outside a tokio runtime with I/O enabled.
+    /// Splits the port into a half for reading and a half for writing, to use both at once within one task, such as
+    /// in `tokio::join!`. Dropping them changes nothing.
     ///
     /// # Examples
     ///
-    /// ```no_run
-    /// use tokio_krun::agent::VirtioPort;
-    ///
-    /// # async fn open() -> std::io::Result<()> {
-    /// // A link that udev creates on some distributions.
-    /// let port = VirtioPort::open_path("/dev/virtio-ports/agent")?;
-    /// # Ok(()) }
     /// ```
-    pub fn open_path(path: impl AsRef<Path>) -> io::Result<Self> {
-        let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let path = path.as_ref();
-        let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(|error| {
-            let error = io::Error::from(error);
-            io::Error::new(error.kind(), format!("open {}: {error}", path.display()))
-        })?;
-        register(fd).map(Self).map_err(|error| {
-            // epoll's answer to a regular file or `/dev/null`.
-            let kind = match error.kind() {
-                io::ErrorKind::PermissionDenied => io::ErrorKind::InvalidInput,
-                kind => kind,
-            };
-            let path = path.display();
-            io::Error::new(
-                kind,
-                format!("{path} is not a port, as it cannot be waited for: {error}"),
-            )
-        })
-    }
-
-    /// Takes a port that is already open, for example one that your parent process opened.
-    ///
-    /// The descriptor becomes non-blocking. As with [`open_path`](Self::open_path), the host must have
-    /// opened its end before the port was opened.
-    ///
-    /// # Errors
-    ///
-    /// The system's error if the descriptor does not support waiting (epoll).
-    ///
-    /// # Panics
-    ///
-    /// If called outside a tokio runtime with I/O enabled.
-    ///
-    /// # Examples
-    ///
-    /// Any descriptor that supports waiting will do. In a test of an agent, use one end of a socket:
-    ///
-    /// ```
-    /// use std::io::Write;
-    /// use std::os::{fd::OwnedFd, unix::net::UnixStream};
-    /// use tokio::io::AsyncReadExt;
-    /// use tokio_krun::agent::VirtioPort;
-    ///
+    /// # use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    /// # use tokio_krun::{AgentStream, test_util::Guest};
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
-    /// let (agent, mut host) = UnixStream::pair()?;
-    /// let mut port = VirtioPort::from_owned_fd(OwnedFd::from(agent))?;
-    /// host.write_all(b"hello")?;
-    /// let mut greeting = [0; 5];
-    /// port.read_exact(&mut greeting).await?;
-    /// assert_eq!(&greeting, b"hello");
+    /// # let (mut stream, port) = AgentStream::pair()?;
+    /// # let guest = Guest::boot(port);
+    /// # let mut port = guest.open()?;
+    /// // A handshake in which both sides speak first.
+    /// let (mut read, mut write) = port.split();
+    /// # stream.write_u8(2).await?;
+    /// let ((), version) = tokio::try_join!(write.write_u8(1), read.read_u8())?;
+    /// assert_eq!(version, 2);
     /// # Ok(()) }
     /// ```
-    pub fn from_owned_fd(fd: OwnedFd) -> io::Result<Self> {
-        let flags = rustix::fs::fcntl_getfl(&fd)?;
-        rustix::fs::fcntl_setfl(&fd, flags | OFlags::NONBLOCK)?;
-        register(fd).map(Self)
+    pub fn split(&mut self) -> (ReadHalf<'_>, WriteHalf<'_>) {
+        (ReadHalf(self), WriteHalf(self))
     }
 
-    /// Returns the descriptor, for example to pass it to another process. It stays non-blocking.
+    /// Splits the port into two owned halves, for two tasks.
     ///
-    /// # Errors
-    ///
-    /// None at present. The signature is that of `into_nonblocking_fd` of tokio's pipes.
+    /// Dropping a half has no effect, as the device has no half-close. The port closes with the second one.
     ///
     /// # Examples
     ///
-    /// ```no_run
-    /// use tokio_krun::agent::VirtioPort;
+    /// ```
+    /// # use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    /// # use tokio_krun::{AgentStream, test_util::Guest};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+    /// # let (mut stream, port) = AgentStream::pair()?;
+    /// # let guest = Guest::boot(port);
+    /// # let port = guest.open()?;
+    /// let (mut read, mut write) = port.into_split();
+    /// let requests = tokio::spawn(async move { read.read_u8().await });
+    /// write.write_u8(1).await?; // an event, while the other task waits for a request
+    /// # assert_eq!(stream.read_u8().await?, 1);
     ///
-    /// # async fn hand_over() -> std::io::Result<()> {
-    /// let port = VirtioPort::open("agent").await?;
-    /// let fd = port.into_nonblocking_fd()?;
+    /// # stream.write_u8(2).await?;
+    /// assert_eq!(requests.await??, 2);
     /// # Ok(()) }
     /// ```
-    pub fn into_nonblocking_fd(self) -> io::Result<OwnedFd> {
-        Ok(self.0.into_inner())
-    }
-
-    /// Returns the descriptor, for blocking reads and writes.
-    ///
-    /// If the host hangs up while a blocking write waits, that write never returns.
-    ///
-    /// # Errors
-    ///
-    /// The system's error if it cannot change the descriptor.
-    ///
-    /// # Examples
-    ///
-    /// ```no_run
-    /// use std::fs::File;
-    /// use std::io::Write;
-    /// use tokio_krun::agent::VirtioPort;
-    ///
-    /// # async fn log() -> std::io::Result<()> {
-    /// let port = VirtioPort::open("log").await?;
-    /// let mut log = File::from(port.into_blocking_fd()?);
-    /// writeln!(log, "the agent has started")?;
-    /// # Ok(()) }
-    /// ```
-    pub fn into_blocking_fd(self) -> io::Result<OwnedFd> {
-        let fd = self.0.into_inner();
-        let flags = rustix::fs::fcntl_getfl(&fd)?;
-        rustix::fs::fcntl_setfl(&fd, flags & !OFlags::NONBLOCK)?;
-        Ok(fd)
+    pub fn into_split(self) -> (OwnedReadHalf, OwnedWriteHalf) {
+        let port = Arc::new(self);
+        (OwnedReadHalf(Arc::clone(&port)), OwnedWriteHalf(port))
     }
 
     /// Waits until the port is ready for one of the operations in `interest`, and returns which.
     ///
-    /// A port that has ended is ready.
+    /// As with tokio's streams, it may be ready although there is nothing: the `try_` method then returns
+    /// [`WouldBlock`](io::ErrorKind::WouldBlock), and the next wait is a real one.
+    ///
+    /// A port that has ended is ready. `is_read_closed` and `is_write_closed` both mean that the host has hung up. There may
+    /// still be bytes left to read.
     ///
     /// # Errors
     ///
-    /// [`Other`](io::ErrorKind::Other) if the runtime has shut down.
+    /// [`Other`](io::ErrorKind::Other) if the runtime has shut down; [`InvalidInput`](io::ErrorKind::InvalidInput) if
+    /// `interest` asks for neither reading nor writing, because a port is never ready for anything else.
     ///
     /// # Cancel safety
     ///
@@ -295,21 +258,30 @@ impl VirtioPort {
     ///
     /// # Examples
     ///
-    /// ```no_run
+    /// ```
     /// use tokio::io::Interest;
-    /// use tokio_krun::agent::VirtioPort;
     ///
-    /// # async fn serve(port: &VirtioPort) -> std::io::Result<()> {
+    /// # use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    /// # use tokio_krun::{AgentStream, test_util::Guest};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+    /// # let (mut stream, port) = AgentStream::pair()?;
+    /// # let guest = Guest::boot(port);
+    /// # let mut port = guest.open()?;
     /// let ready = port.ready(Interest::READABLE | Interest::WRITABLE).await?;
-    /// if ready.is_write_closed() {
-    ///     return Ok(()); // the host has hung up
-    /// }
+    /// assert!(ready.is_writable() && !ready.is_readable()); // the host has sent nothing yet
+    ///
+    /// stream.hang_up();
+    /// let ready = port.ready(Interest::READABLE).await?;
+    /// assert!(ready.is_read_closed());
     /// # Ok(()) }
     /// ```
     pub async fn ready(&self, interest: Interest) -> io::Result<Ready> {
-        Ok(self.0.ready(interest).await?.ready())
+        self.0.ready(interest).await
     }
+}
 
+/// Reading.
+impl VirtioPort {
     /// Waits until there is something to read, or end of file.
     ///
     /// # Errors
@@ -322,19 +294,28 @@ impl VirtioPort {
     ///
     /// # Examples
     ///
-    /// ```no_run
+    /// ```
     /// use std::io::ErrorKind;
     /// use tokio_krun::agent::VirtioPort;
     ///
-    /// # async fn read(port: &VirtioPort, buffer: &mut [u8]) -> std::io::Result<usize> {
-    /// loop {
-    ///     port.readable().await?;
-    ///     match port.try_read(buffer) {
-    ///         Err(error) if error.kind() == ErrorKind::WouldBlock => continue,
-    ///         read => return read,
+    /// async fn read(port: &VirtioPort, buffer: &mut [u8]) -> std::io::Result<usize> {
+    ///     loop {
+    ///         port.readable().await?;
+    ///         match port.try_read(buffer) {
+    ///             Err(error) if error.kind() == ErrorKind::WouldBlock => continue,
+    ///             read => return read,
+    ///         }
     ///     }
     /// }
-    /// # }
+    /// # use tokio::io::AsyncWriteExt;
+    /// # use tokio_krun::{AgentStream, test_util::Guest};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+    /// # let (mut stream, port) = AgentStream::pair()?;
+    /// # let guest = Guest::boot(port);
+    /// # let port = guest.open()?;
+    /// # stream.write_all(b"hello").await?;
+    /// # assert_eq!(read(&port, &mut [0; 8]).await?, 5);
+    /// # Ok(()) }
     /// ```
     pub async fn readable(&self) -> io::Result<()> {
         self.ready(Interest::READABLE).await.map(drop)
@@ -365,10 +346,12 @@ impl VirtioPort {
     /// # }
     /// ```
     pub fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.0.poll_read_ready(cx).map_ok(drop)
+        self.0.poll_read_ready(cx)
     }
 
     /// Reads what is there, without waiting. Returns 0 at end of file, or if the buffer is empty.
+    ///
+    /// One read returns at most what is in one of the device's buffers, which are usually 4 KiB each.
     ///
     /// # Errors
     ///
@@ -384,13 +367,68 @@ impl VirtioPort {
     /// # Ok(()) }
     /// ```
     pub fn try_read(&self, buf: &mut [u8]) -> io::Result<usize> {
-        if buf.is_empty() {
-            return Ok(0);
-        }
-        let mut guard = self.ready_now(Interest::READABLE)?;
-        read(&mut guard, buf).unwrap_or_else(|| Err(io::ErrorKind::WouldBlock.into()))
+        self.0.try_read(buf)
     }
 
+    /// Reads what is there into a buffer that advances, without waiting.
+    ///
+    /// A buffer that grows, such as a `Vec`, takes what fits into its spare capacity, or grows first if it has none.
+    ///
+    /// # Errors
+    ///
+    /// As [`try_read`](Self::try_read).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tokio::io::AsyncWriteExt;
+    /// # use tokio_krun::{AgentStream, test_util::Guest};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+    /// # let (mut stream, port) = AgentStream::pair()?;
+    /// # let guest = Guest::boot(port);
+    /// # let port = guest.open()?;
+    /// # stream.write_all(b"hello").await?;
+    /// let mut received = Vec::with_capacity(4096);
+    /// port.readable().await?;
+    /// port.try_read_buf(&mut received)?;
+    /// assert_eq!(received, b"hello");
+    /// # Ok(()) }
+    /// ```
+    pub fn try_read_buf<B: BufMut>(&self, buf: &mut B) -> io::Result<usize> {
+        self.0.try_read_buf(buf)
+    }
+
+    /// Reads what is there into several buffers, without waiting.
+    ///
+    /// # Errors
+    ///
+    /// As [`try_read`](Self::try_read).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tokio::io::AsyncWriteExt;
+    /// use std::io::IoSliceMut;
+    ///
+    /// # use tokio_krun::{AgentStream, test_util::Guest};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+    /// # let (mut stream, port) = AgentStream::pair()?;
+    /// # let guest = Guest::boot(port);
+    /// # let port = guest.open()?;
+    /// # stream.write_all(b"1hello").await?;
+    /// let (mut kind, mut body) = ([0; 1], [0; 16]);
+    /// port.readable().await?;
+    /// let read = port.try_read_vectored(&mut [IoSliceMut::new(&mut kind), IoSliceMut::new(&mut body)])?;
+    /// assert_eq!((&kind, &body[..read - 1]), (b"1", b"hello".as_slice()));
+    /// # Ok(()) }
+    /// ```
+    pub fn try_read_vectored(&self, bufs: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+        self.0.try_read_vectored(bufs)
+    }
+}
+
+/// Writing.
+impl VirtioPort {
     /// Waits until there may be room for a write, or the host has hung up.
     ///
     /// # Errors
@@ -403,19 +441,26 @@ impl VirtioPort {
     ///
     /// # Examples
     ///
-    /// ```no_run
+    /// ```
     /// use std::io::ErrorKind;
     /// use tokio_krun::agent::VirtioPort;
     ///
-    /// # async fn write(port: &VirtioPort, bytes: &[u8]) -> std::io::Result<usize> {
-    /// loop {
-    ///     port.writable().await?;
-    ///     match port.try_write(bytes) {
-    ///         Err(error) if error.kind() == ErrorKind::WouldBlock => continue,
-    ///         written => return written,
+    /// async fn write(port: &VirtioPort, bytes: &[u8]) -> std::io::Result<usize> {
+    ///     loop {
+    ///         port.writable().await?;
+    ///         match port.try_write(bytes) {
+    ///             Err(error) if error.kind() == ErrorKind::WouldBlock => continue,
+    ///             written => return written,
+    ///         }
     ///     }
     /// }
-    /// # }
+    /// # use tokio_krun::{AgentStream, test_util::Guest};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+    /// # let (stream, port) = AgentStream::pair()?;
+    /// # let guest = Guest::boot(port);
+    /// # let port = guest.open()?;
+    /// # assert_eq!(write(&port, b"hello").await?, 5);
+    /// # Ok(()) }
     /// ```
     pub async fn writable(&self) -> io::Result<()> {
         self.ready(Interest::WRITABLE).await.map(drop)
@@ -441,15 +486,15 @@ impl VirtioPort {
     /// }
     /// ```
     pub fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.0.poll_write_ready(cx).map_ok(drop)
+        self.0.poll_write_ready(cx)
     }
 
-    /// Writes as much as there is room for, without waiting.
+    /// Writes as much as there is room for, without waiting. Returns 0 only if the buffer is empty.
     ///
     /// # Errors
     ///
     /// - [`WouldBlock`](io::ErrorKind::WouldBlock) if there is no room.
-    /// - [`BrokenPipe`](io::ErrorKind::BrokenPipe) once the host has hung up.
+    /// - [`BrokenPipe`](io::ErrorKind::BrokenPipe) once the host has hung up, even if the buffer is empty.
     ///
     /// # Examples
     ///
@@ -461,21 +506,43 @@ impl VirtioPort {
     /// # Ok(()) }
     /// ```
     pub fn try_write(&self, buf: &[u8]) -> io::Result<usize> {
-        if buf.is_empty() {
-            return Ok(0);
-        }
-        let mut guard = self.ready_now(Interest::WRITABLE)?;
-        write(&mut guard, buf).unwrap_or_else(|| Err(io::ErrorKind::WouldBlock.into()))
+        self.0.try_write(buf)
     }
 
-    /// Returns tokio's own view of the port's readiness. It neither waits nor asks the system, because
-    /// `poll(2)` could take away the event that a task waits for; see "The descriptor" in the type's docs.
-    fn ready_now(&self, interest: Interest) -> io::Result<AsyncFdReadyGuard<'_, OwnedFd>> {
-        let ready = pin!(self.0.ready(interest));
-        match ready.poll(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(guard) => guard,
-            Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
-        }
+    /// Writes as much of several buffers as there is room for, without waiting.
+    ///
+    /// They reach the host together: see [Writing](Self#writing).
+    ///
+    /// # Errors
+    ///
+    /// As [`try_write`](Self::try_write).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tokio::io::AsyncReadExt;
+    /// use std::io::IoSlice;
+    ///
+    /// # use tokio_krun::{AgentStream, test_util::Guest};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+    /// # let (mut stream, port) = AgentStream::pair()?;
+    /// # let guest = Guest::boot(port);
+    /// # let port = guest.open()?;
+    /// port.writable().await?;
+    /// let written = port.try_write_vectored(&[IoSlice::new(b"1"), IoSlice::new(b"hello")])?;
+    /// assert_eq!(written, 6);
+    /// # stream.read_exact(&mut [0; 6]).await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn try_write_vectored(&self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.0.try_write_vectored(bufs)
+    }
+}
+
+#[cfg(any(test, feature = "test-util"))]
+impl VirtioPort {
+    pub(crate) fn in_process(port: crate::test_util::Port) -> Self {
+        Self(Port::InProcess(port))
     }
 }
 
@@ -485,35 +552,29 @@ impl AsyncRead for VirtioPort {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if buf.remaining() == 0 {
-            return Poll::Ready(Ok(()));
-        }
-        loop {
-            let mut guard = ready!(self.0.poll_read_ready(cx))?;
-            if let Some(length) = read(&mut guard, buf.initialize_unfilled()) {
-                buf.advance(length?);
-                return Poll::Ready(Ok(()));
-            }
-        }
+        self.0.poll_read(cx, buf)
     }
 }
 
-/// Vectored writes are not supported: the driver would send each buffer as a separate descriptor.
 impl AsyncWrite for VirtioPort {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        if buf.is_empty() {
-            return Poll::Ready(Ok(0));
-        }
-        loop {
-            let mut guard = ready!(self.0.poll_write_ready(cx))?;
-            if let Some(written) = write(&mut guard, buf) {
-                return Poll::Ready(written);
-            }
-        }
+        self.0.poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.0.poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
     }
 
     /// Does nothing: a write completes only when the device has its bytes.
@@ -525,55 +586,4 @@ impl AsyncWrite for VirtioPort {
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }
-}
-
-impl AsFd for VirtioPort {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
-    }
-}
-
-impl AsRawFd for VirtioPort {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
-    }
-}
-
-/// Reads once. `None` means that there is nothing yet, and that tokio's readiness is cleared.
-fn read(guard: &mut AsyncFdReadyGuard<'_, OwnedFd>, buf: &mut [u8]) -> Option<io::Result<usize>> {
-    match retry_on_intr(|| rustix::io::read(guard.get_inner(), &mut *buf)) {
-        Err(Errno::AGAIN) if guard.ready().is_read_closed() => Some(Ok(0)),
-        Err(Errno::AGAIN) => {
-            guard.clear_ready();
-            None
-        }
-        read => Some(read.map_err(Into::into)),
-    }
-}
-
-/// Writes once. `None` means that there is no room, and that tokio's readiness is cleared.
-fn write(guard: &mut AsyncFdReadyGuard<'_, OwnedFd>, buf: &[u8]) -> Option<io::Result<usize>> {
-    match retry_on_intr(|| rustix::io::write(guard.get_inner(), buf)) {
-        // After a hang-up, Linux returns only `AGAIN`.
-        Err(Errno::AGAIN) if guard.ready().is_write_closed() => {
-            Some(Err(io::ErrorKind::BrokenPipe.into()))
-        }
-        // It returns 0 if another write has just taken the last room.
-        Err(Errno::AGAIN) | Ok(0) => {
-            guard.clear_ready();
-            None
-        }
-        written => Some(written.map_err(Into::into)),
-    }
-}
-
-#[expect(
-    unsafe_code,
-    reason = "`AsyncFd::register` is unsafe, and tokio has deprecated the safe constructors"
-)]
-fn register(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
-    // SAFETY: an `OwnedFd` keeps the same descriptor open until it is dropped, and the registration
-    // owns it.
-    let registered = unsafe { AsyncFd::register(fd) };
-    Ok(registered?)
 }

@@ -242,7 +242,8 @@
 //!
 //! - `msb_krun` (default): attaching to a VM. Without it the stream and the in-process guest build without the VMM.
 //! - `agent`: the module `agent`, the guest's end of the port for the agent inside a Linux VM.
-//! - `test-util`: the module `test_util`, an in-process guest to test a host program without a VM.
+//! - `test-util`: the module `test_util`, an in-process guest to test a host program or an agent without a VM. It includes the
+//!   module `agent`, without what needs Linux.
 //! - `tonic014`: the module `tonic014`, either end as the connection of a tonic 0.14 server. A client needs no feature.
 //! - `tracing`: events of a stream's life (created, opened, hung up, gone) at level `debug`, never any payload. Some come from
 //!   krun's threads, so your subscriber must not hold them up. If it panics, only the event is lost.
@@ -261,12 +262,15 @@
 #![warn(missing_docs, unreachable_pub)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
-#[cfg(all(
-    feature = "agent",
-    target_os = "linux",
-    not(all(test, tokio_krun_loom))
+#[cfg(any(
+    test,
+    feature = "test-util",
+    all(feature = "agent", target_os = "linux")
 ))]
-#[cfg_attr(docsrs, doc(cfg(all(feature = "agent", target_os = "linux"))))]
+#[cfg_attr(
+    docsrs,
+    doc(cfg(any(feature = "test-util", all(feature = "agent", target_os = "linux"))))
+)]
 pub mod agent;
 mod chunks;
 mod error;

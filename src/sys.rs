@@ -7,6 +7,11 @@
 //! - `KrunEnd`: krun's end of the port, made from `PortOptions`, the options that only this platform has;
 //! - `GuestEnd`: ends the guest's side for the exit hook.
 
+#[cfg(any(windows, test, feature = "test-util"))]
+mod tasks;
+#[cfg(any(windows, test, feature = "test-util"))]
+pub(crate) use tasks::TaskWake;
+
 #[cfg(unix)]
 mod unix;
 #[cfg(unix)]

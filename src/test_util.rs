@@ -1,44 +1,114 @@
 //! A guest without a VM: test your host program, your agent or both in one process.
 //!
-//! This tests an agent that answers each line:
+//! This tests an agent that answers each line. It is the agent that runs in the VM: it opens its port by name, and reads and
+//! writes a [`VirtioPort`].
 //!
 //! ```
 //! use futures::{SinkExt, StreamExt};
+//! use tokio_krun::agent::VirtioPort;
 //! use tokio_krun::{AgentStream, test_util::Guest};
 //! use tokio_util::codec::{Framed, LinesCodec};
 //!
-//! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let (stream, port) = AgentStream::pair()?;
-//! let guest = Guest::boot(port);
-//! let mut agent = Framed::new(guest.open()?, LinesCodec::new());
-//! tokio::spawn(async move {
-//!     while let Some(Ok(line)) = agent.next().await {
-//!         agent.send(line.to_uppercase()).await.unwrap();
+//! async fn agent() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+//!     let port = VirtioPort::open("agent").await?;
+//!     let mut lines = Framed::new(port, LinesCodec::new());
+//!     while let Some(line) = lines.next().await {
+//!         lines.send(line?.to_uppercase()).await?;
 //!     }
-//! });
+//!     Ok(())
+//! }
+//!
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+//! let (stream, port) = AgentStream::pair()?;
+//! let guest = Guest::boot(port); // instead of building a VM
+//! let agent = tokio::spawn(guest.run(agent()));
 //!
 //! let mut host = Framed::new(stream, LinesCodec::new());
 //! host.send("hello").await?;
 //! assert_eq!(host.next().await.unwrap()?, "HELLO");
+//! drop(host); // hangs up
+//! agent.await??;
 //! # Ok(()) }
 //! ```
 //!
 //! # How close it is to a VM
 //!
-//! [`Guest`] plays the VM. Two threads call the port's backend in the same order as krun's workers
-//! (`msb_krun_devices` 0.1.42, `virtio/console/{process_rx,process_tx,port}.rs`). The RX thread waits
-//! in `poll(2)` on the wake descriptor. Each direction has a queue of 32 descriptors: 4 KiB each
-//! towards the guest, and up to 32 KiB each from it.
+//! [`Guest`] plays the VM. It calls the port's backend as krun's two workers do (`msb_krun_devices` 0.1.42,
+//! `virtio/console/{process_rx,process_tx,port}.rs`): the same calls in the same order. Each direction has a queue of 32
+//! descriptors: 4 KiB each towards the guest, and up to 32 KiB each from it. A worker interrupts the guest when it finds
+//! nothing more to do, and not sooner.
 //!
-//! [`GuestPort`] plays the file that the agent opens in the guest. It behaves like Linux's
-//! `virtio_console`.
+//! The [`VirtioPort`] that it opens plays the file that the agent opens in the guest. It behaves as with Linux's
+//! `virtio_console`:
 //!
-//! Three things differ from a VM:
+//! - A write completes when it is in the virtqueue. If your test needs to know that the host's end has taken everything, wait
+//!   for [`Guest::drained`].
+//! - Once the host has hung up, reads return what is left and then end of file, and writes fail with
+//!   [`BrokenPipe`](std::io::ErrorKind::BrokenPipe).
+//! - Dropping it closes the port in the guest. The host does not notice, and the port can be opened again.
 //!
-//! - There is only this one port.
-//! - Timing is that of two threads, not of a VM.
+//! It needs no tokio runtime: `futures::executor::block_on` works too. An agent without any async code has
+//! [`Guest::open_blocking`].
+//!
+//! These things differ from a VM:
+//!
+//! - Time: see below.
 //! - [`Guest::power_off`] does not end the process.
+//! - On Windows there is no pipe, unless the guest has [threads](#threads). So the guest behaves as it does on Linux: the host's
+//!   writes wait for it, and a hang-up takes effect at once.
+//!
+//! # Time
+//!
+//! The guest has no threads. A call of the agent's that gives krun something to do also does it, before it returns; and so does
+//! a call of the host's. For example, when the agent's write has completed, its bytes are in the host's stream, if that has
+//! room. So a test on one thread runs the same way each time.
+//!
+//! It also means that tokio's paused clock works, as nothing happens behind its back: a timeout elapses only if neither side has
+//! anything left to do.
+//!
+//! ```
+//! use std::time::Duration;
+//!
+//! use tokio::io::{AsyncReadExt, AsyncWriteExt};
+//! use tokio::time::timeout;
+//! use tokio_krun::{AgentStream, test_util::Guest};
+//!
+//! # /*
+//! #[tokio::test(start_paused = true)]
+//! # */
+//! # #[tokio::main(flavor = "current_thread", start_paused = true)]
+//! async fn gives_up_after_an_hour() {
+//!     let (mut stream, port) = AgentStream::pair().unwrap();
+//!     let guest = Guest::boot(port);
+//!     let mut agent = guest.open().unwrap();
+//!
+//!     let hour = Duration::from_secs(3600);
+//!     agent.write_u8(1).await.unwrap();
+//!     assert_eq!(timeout(hour, stream.read_u8()).await.unwrap().unwrap(), 1);
+//!     timeout(hour, stream.read_u8()).await.unwrap_err(); // takes no time
+//! }
+//! # gives_up_after_an_hour();
+//! ```
+//!
+//! [`Options::stall_timeout`](crate::Options::stall_timeout) takes its time from tokio's clock as well, in the runtime in which
+//! you boot the guest. That needs a timer (`tokio::runtime::Builder::enable_time`). If you boot the guest outside a runtime, a
+//! thread waits instead.
+//!
+//! # Threads
+//!
+//! With [`GuestBuilder::threads`], two threads call each port, and wait as krun's do: the RX thread in `poll(2)` on the wake
+//! descriptor. On Windows they use the pipe. Choose it to test how your host program copes with krun's timing, or to test a
+//! backend of your own. tokio's paused clock does not wait for these threads, so do not pause it then.
+//!
+//! [`VirtioPort`]: crate::agent::VirtioPort
 
+mod blocking;
+mod builder;
+mod inline;
+mod machine;
+mod park;
+mod port;
+mod threads;
 #[cfg(unix)]
 mod unix;
 mod virtqueue;
@@ -46,27 +116,31 @@ mod virtqueue;
 mod windows;
 mod worker;
 
-use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
-use std::{fmt, io, thread};
+use std::future::Future;
+use std::sync::Arc;
+use std::{fmt, io};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-
-use crate::port::{AgentPort, PortHandle};
+use crate::agent::VirtioPort;
+use crate::port::AgentPort;
+pub use blocking::BlockingPort;
+pub use builder::GuestBuilder;
+use machine::Machine;
+pub(crate) use machine::open_in_process;
+pub(crate) use port::Port;
+#[cfg(unix)]
+use unix as console;
 #[cfg(all(test, unix))]
 pub(crate) use unix::is_any_readable;
-#[cfg(unix)]
-use unix::{Console, Workers, console};
-use virtqueue::Virtqueues;
+#[cfg(windows)]
+use windows as console;
 #[cfg(windows)]
 pub use windows::RingEnd;
 #[cfg(windows)]
 pub(crate) use windows::Taken;
-#[cfg(windows)]
-use windows::{Console, Workers, console};
 
-/// An in-process guest with one port. It replaces the VM in your tests.
+const PANICKED: &str = "a worker of the guest panicked: see its message above";
+
+/// An in-process guest. It replaces the VM in your tests.
 ///
 /// ```
 /// use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -85,10 +159,13 @@ use windows::{Console, Workers, console};
 /// # Ok(()) }
 /// ```
 ///
-/// The guest runs until you drop both it and the [`GuestPort`] that it opened. Then it ends at once, like
+/// The guest runs until you drop both it and the [ports](VirtioPort) that it opened. Then it ends at once, like
 /// a VM whose process was killed. The host reads what had reached it, and then end of file. So keep
-/// the guest until your test has read what it wants. Dropping only the `GuestPort`, as an agent's task
+/// the guest until your test has read what it wants. Dropping only the `VirtioPort`, as an agent's task
 /// does when it ends, closes the port and nothing else.
+///
+/// A guest may have [several ports](Self::builder). Its methods then act on all of them, as krun does: one after another, in
+/// the order in which you added them.
 ///
 /// # Panics
 ///
@@ -126,7 +203,7 @@ impl fmt::Debug for Guest {
 }
 
 impl Guest {
-    /// Starts a guest with `port`.
+    /// Starts a guest with the port `agent`.
     ///
     /// Nothing calls the port until the guest [opens](Self::open) its end.
     ///
@@ -143,18 +220,65 @@ impl Guest {
     /// # Ok(()) }
     /// ```
     pub fn boot(port: AgentPort) -> Self {
-        let handle = port.handle();
-        Self {
-            machine: Arc::new(Machine {
-                handle,
-                console: Mutex::new(Some(Arc::new(console(port)))),
-                workers: Mutex::new(Run::Unopened),
-                virtqueues: Arc::new(Virtqueues::new()),
-            }),
-        }
+        Self::builder().port("agent", port).boot()
     }
 
-    /// Opens the port in the guest. The first call starts krun's workers.
+    /// Returns a builder for a guest with several ports, with exit hooks, or with krun's threads.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tokio_krun::{AgentStream, test_util::Guest};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+    /// let (control, control_port) = AgentStream::pair()?;
+    /// let (logs, logs_port) = AgentStream::pair()?;
+    /// let guest = Guest::builder()
+    ///     .port("control", control_port)
+    ///     .port("logs", logs_port)
+    ///     .boot();
+    /// # Ok(()) }
+    /// ```
+    pub fn builder() -> GuestBuilder {
+        GuestBuilder::new()
+    }
+
+    /// Runs an agent that opens its ports itself: in `agent`, [`VirtioPort::open`] finds the ports of this guest.
+    ///
+    /// As in a VM, `open` waits for a port that the guest does not have.
+    ///
+    /// Only `agent` itself is in the guest, and not the tasks that it spawns. Let it open its ports first, and pass them to
+    /// its tasks.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping it drops `agent`, as if the agent was killed.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    /// # use tokio_krun::{AgentStream, test_util::Guest};
+    /// use tokio_krun::agent::VirtioPort;
+    ///
+    /// async fn agent() -> std::io::Result<()> {
+    ///     let mut port = VirtioPort::open("agent").await?;
+    ///     port.write_all(b"ready").await
+    /// }
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+    /// let (mut stream, port) = AgentStream::pair()?;
+    /// let guest = Guest::boot(port);
+    /// guest.run(agent()).await?;
+    /// let mut greeting = [0; 5];
+    /// stream.read_exact(&mut greeting).await?;
+    /// assert_eq!(&greeting, b"ready");
+    /// # Ok(()) }
+    /// ```
+    pub fn run<F: Future>(&self, agent: F) -> impl Future<Output = F::Output> + use<F> {
+        machine::scope(&self.machine, agent)
+    }
+
+    /// Opens the guest's first port, or its only one. The first call starts krun's workers.
     ///
     /// What the host wrote before the first call is delivered. What it writes while the port is closed
     /// again is lost, as in a VM.
@@ -162,8 +286,8 @@ impl Guest {
     /// # Errors
     ///
     /// - [`ResourceBusy`](io::ErrorKind::ResourceBusy) if the port is already open.
-    /// - [`NotConnected`](io::ErrorKind::NotConnected) after [`power_off`](Self::power_off).
-    /// - The system's error if it refuses a thread or a descriptor.
+    /// - [`NotFound`](io::ErrorKind::NotFound) if the guest has no port.
+    /// - The system's error if it refuses a thread or a descriptor, which only [threads](GuestBuilder::threads) need.
     ///
     /// # Examples
     ///
@@ -181,22 +305,99 @@ impl Guest {
     /// # drop(agent);
     /// # Ok(()) }
     /// ```
-    pub fn open(&self) -> io::Result<GuestPort> {
-        let console = self.machine.console();
-        let Some(console) = console.as_ref() else {
-            return Err(io::ErrorKind::NotConnected.into());
-        };
-        if !self.machine.virtqueues.open() {
-            return Err(io::ErrorKind::ResourceBusy.into());
+    pub fn open(&self) -> io::Result<VirtioPort> {
+        self.open_first().map(VirtioPort::in_process)
+    }
+
+    /// Opens the guest's port called `name`: otherwise equivalent to [`open`](Self::open).
+    ///
+    /// # Errors
+    ///
+    /// Those of [`open`](Self::open).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use std::io::ErrorKind;
+    /// # use tokio_krun::{AgentStream, test_util::Guest};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+    /// # let (stream, port) = AgentStream::pair()?;
+    /// let guest = Guest::boot(port);
+    /// let agent = guest.open_port("agent")?;
+    /// assert_eq!(guest.open_port("logs").unwrap_err().kind(), ErrorKind::NotFound);
+    /// # Ok(()) }
+    /// ```
+    pub fn open_port(&self, name: &str) -> io::Result<VirtioPort> {
+        self.open_named(name).map(VirtioPort::in_process)
+    }
+
+    /// Opens the guest's first port for an agent without async code.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`open`](Self::open).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::io::Write;
+    /// use std::thread;
+    ///
+    /// # use tokio::io::AsyncReadExt;
+    /// # use tokio_krun::{AgentStream, test_util::Guest};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+    /// let (mut stream, port) = AgentStream::pair()?;
+    /// let guest = Guest::boot(port);
+    /// let mut port = guest.open_blocking()?;
+    /// let agent = thread::spawn(move || port.write_all(b"ready"));
+    /// let mut greeting = [0; 5];
+    /// stream.read_exact(&mut greeting).await?;
+    /// assert_eq!(&greeting, b"ready");
+    /// agent.join().unwrap()?;
+    /// # Ok(()) }
+    /// ```
+    pub fn open_blocking(&self) -> io::Result<BlockingPort> {
+        self.open_first().map(BlockingPort::new)
+    }
+
+    /// Opens the guest's port called `name` for an agent without async code.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`open`](Self::open).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tokio_krun::{AgentStream, test_util::Guest};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+    /// # let (stream, port) = AgentStream::pair()?;
+    /// let guest = Guest::builder().port("logs", port).boot();
+    /// let port = guest.open_port_blocking("logs")?;
+    /// # Ok(()) }
+    /// ```
+    pub fn open_port_blocking(&self, name: &str) -> io::Result<BlockingPort> {
+        self.open_named(name).map(BlockingPort::new)
+    }
+
+    fn open_first(&self) -> io::Result<Port> {
+        match self.machine.devices().first() {
+            Some(device) => device.open(&self.machine),
+            None => Err(io::Error::new(
+                io::ErrorKind::NotFound,
+                "the guest has no port",
+            )),
         }
-        let port = GuestPort {
-            machine: Arc::clone(&self.machine),
-        };
-        let mut workers = self.machine.workers();
-        if matches!(*workers, Run::Unopened) {
-            *workers = Run::Running(Workers::start(console, &self.machine.virtqueues)?);
+    }
+
+    fn open_named(&self, name: &str) -> io::Result<Port> {
+        match self.machine.device(name) {
+            Some(device) => device.open(&self.machine),
+            None => Err(io::Error::new(
+                io::ErrorKind::NotFound,
+                format!("the guest has no port {name:?}"),
+            )),
         }
-        Ok(port)
     }
 
     /// Waits until the host's end has taken everything that the guest wrote.
@@ -232,7 +433,9 @@ impl Guest {
     /// # Ok(()) }
     /// ```
     pub async fn drained(&self) {
-        self.machine.virtqueues.drained().await;
+        for device in self.machine.devices() {
+            device.virtqueues.drained().await;
+        }
     }
 
     /// Pauses the guest's vCPUs, like `VmControl::pause` in a VM: the agent's reads and writes wait. krun's workers go on with
@@ -265,7 +468,7 @@ impl Guest {
     /// # Ok(()) }
     /// ```
     pub fn pause(&self) {
-        self.machine.virtqueues.set_paused(true);
+        self.set_paused(true);
     }
 
     /// Ends [`pause`](Self::pause).
@@ -288,16 +491,22 @@ impl Guest {
     /// # Ok(()) }
     /// ```
     pub fn resume(&self) {
-        self.machine.virtqueues.set_paused(false);
+        self.set_paused(false);
+    }
+
+    fn set_paused(&self, paused: bool) {
+        for device in self.machine.devices() {
+            device.virtqueues.set_paused(paused);
+        }
     }
 
     /// Stops krun's workers, as krun does before a checkpoint. Each first finishes its current
-    /// descriptor.
+    /// descriptor. The agent runs on until you [pause](Self::pause) it.
     ///
     /// If the TX worker waits for room, this waits too, as krun does, until the host reads or
     /// [quiesces](PortHandle::quiesce) the port.
     ///
-    /// It does nothing if the guest has not opened its port yet, or if the workers are already stopped.
+    /// It does nothing for a port that the guest has not opened yet, or if the workers are already stopped.
     ///
     /// # Panics
     ///
@@ -328,26 +537,14 @@ impl Guest {
     /// # Ok(()) }
     /// ```
     pub async fn stop_workers(&self) {
-        let stopping = {
-            let mut workers = self.machine.workers();
-            match std::mem::replace(&mut *workers, Run::Stopping) {
-                Run::Running(running) => running,
-                other => {
-                    *workers = other;
-                    return;
-                }
-            }
-        };
-        stopping.stop().await;
-        *self.machine.workers() = Run::Paused;
+        self.machine.stop().await;
     }
 
     /// Starts the workers again on the same port, if you have [stopped](Self::stop_workers) them.
     ///
     /// # Errors
     ///
-    /// - [`NotConnected`](io::ErrorKind::NotConnected) after [`power_off`](Self::power_off).
-    /// - The system's error if it refuses a thread or a descriptor.
+    /// The system's error if it refuses a thread or a descriptor, which only [threads](GuestBuilder::threads) need.
     ///
     /// # Examples
     ///
@@ -362,22 +559,17 @@ impl Guest {
     /// # Ok(()) }
     /// ```
     pub fn start_workers(&self) -> io::Result<()> {
-        let console = self.machine.console();
-        let Some(console) = console.as_ref() else {
-            return Err(io::ErrorKind::NotConnected.into());
-        };
-        let mut workers = self.machine.workers();
-        if matches!(*workers, Run::Paused) {
-            *workers = Run::Running(Workers::start(console, &self.machine.virtqueues)?);
-        }
-        Ok(())
+        self.machine.start()
     }
 
     /// Powers the guest off.
     ///
-    /// The workers stop as with [`stop_workers`](Self::stop_workers), and what is left in the virtqueues
-    /// is lost. The host reads what had reached it, and then end of file. If your test needs the agent's
-    /// last words, wait for [`drained`](Self::drained) first.
+    /// As in a VM:
+    ///
+    /// 1. krun's workers stop, as with [`stop_workers`](Self::stop_workers). What is left in the virtqueues is lost. If your
+    ///    test needs the agent's last words, wait for [`drained`](Self::drained) first.
+    /// 2. The [exit hooks](GuestBuilder::on_exit) run, one after another. They may block: they have a thread of their own.
+    /// 3. Where krun would end the process, the ports end. The host reads what had reached it, and then end of file.
     ///
     /// As in a VM, this waits while the TX worker waits for room. So it does not return while you keep a
     /// full stream and do not read it. Read the stream, drop it, or [quiesce](PortHandle::quiesce) the port.
@@ -385,11 +577,11 @@ impl Guest {
     ///
     /// # Panics
     ///
-    /// If the port broke a rule that krun's threads rely on.
+    /// If the port broke a rule that krun's threads rely on, or if an exit hook panicked. The other hooks have run then.
     ///
     /// # Cancel safety
     ///
-    /// If you drop it while it waits, the guest is dropped.
+    /// If you drop it while it waits, the guest is dropped. Hooks that were started run on.
     ///
     /// # Examples
     ///
@@ -408,145 +600,6 @@ impl Guest {
     /// # Ok(()) }
     /// ```
     pub async fn power_off(self) {
-        self.stop_workers().await;
-        self.machine.virtqueues.power_off();
-        // Dropped without the lock, as this ends the stream and runs the caller's code.
-        let console = self.machine.console().take();
-        drop(console);
-    }
-}
-
-struct Machine {
-    handle: PortHandle,
-    /// `None` once powered off.
-    console: Mutex<Option<Arc<Console>>>,
-    workers: Mutex<Run>,
-    virtqueues: Arc<Virtqueues>,
-}
-
-/// The state of krun's workers. krun starts them when the guest first opens the port, and after a
-/// pause restarts only those that it had stopped.
-enum Run {
-    Unopened,
-    Running(Workers),
-    Stopping,
-    Paused,
-}
-
-impl Machine {
-    fn console(&self) -> MutexGuard<'_, Option<Arc<Console>>> {
-        self.console.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn workers(&self) -> MutexGuard<'_, Run> {
-        self.workers.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for Machine {
-    fn drop(&mut self) {
-        // First, so that the workers take nothing more from the guest's queues.
-        if let Run::Running(workers) = &*self.workers() {
-            workers.ask_to_stop();
-        }
-        // Nobody waits for the workers. One that waits for room would never end.
-        self.handle.quiesce();
-        if let Run::Running(workers) = &mut *self.workers() {
-            // A test must not pass if a worker has found a fault in the port.
-            assert!(
-                thread::panicking() || !workers.have_panicked(),
-                "a worker of the guest panicked: see its message above"
-            );
-        }
-    }
-}
-
-/// The guest's end of the port, as the agent opens it in `/dev`.
-///
-/// Dropping it closes the port in the guest. The host does not notice, and you can
-/// [open](Guest::open) the port again.
-///
-/// - A write completes when it is in the virtqueue, which holds 32 descriptors. Further writes wait.
-/// - `flush` and `shutdown` return at once, as with the agent's [`VirtioPort`]. If your test needs to
-///   know that the host's end has taken everything, wait for [`Guest::drained`].
-/// - Once the host has hung up, reads return what is left and then end of file, and writes fail with
-///   [`BrokenPipe`](io::ErrorKind::BrokenPipe), as with [`VirtioPort`]. A blocking write in a Linux
-///   guest would never return.
-///
-/// It needs no tokio runtime: `futures::executor::block_on` works too.
-///
-/// # Examples
-///
-/// ```
-/// use tokio::io::{AsyncReadExt, AsyncWriteExt};
-/// use tokio_krun::AgentStream;
-/// use tokio_krun::test_util::{Guest, GuestPort};
-///
-/// async fn echo(mut port: GuestPort) -> std::io::Result<()> {
-///     let mut buffer = [0; 1024];
-///     loop {
-///         match port.read(&mut buffer).await? {
-///             0 => return Ok(()), // the host has hung up
-///             read => port.write_all(&buffer[..read]).await?,
-///         }
-///     }
-/// }
-///
-/// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
-/// let (mut stream, port) = AgentStream::pair()?;
-/// let guest = Guest::boot(port);
-/// let agent = tokio::spawn(echo(guest.open()?));
-/// stream.write_all(b"hello").await?;
-/// let mut answer = [0; 5];
-/// stream.read_exact(&mut answer).await?;
-/// assert_eq!(&answer, b"hello");
-/// stream.hang_up();
-/// agent.await??;
-/// # Ok(()) }
-/// ```
-///
-/// [`VirtioPort`]: https://docs.rs/tokio-krun/latest/tokio_krun/agent/struct.VirtioPort.html
-pub struct GuestPort {
-    machine: Arc<Machine>,
-}
-
-impl fmt::Debug for GuestPort {
-    /// Takes no lock, because the formatter may run the caller's code.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("GuestPort").finish_non_exhaustive()
-    }
-}
-
-impl AsyncRead for GuestPort {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        self.machine.virtqueues.poll_read(cx, buf).map(Ok)
-    }
-}
-
-impl AsyncWrite for GuestPort {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        self.machine.virtqueues.poll_write(cx, buf)
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl Drop for GuestPort {
-    fn drop(&mut self) {
-        self.machine.virtqueues.close();
+        self.machine.power_off().await;
     }
 }

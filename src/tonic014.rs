@@ -214,20 +214,8 @@ impl Connected for AgentStream {
 }
 
 /// Has no connection information: the only peer is the host.
-#[cfg(all(
-    feature = "agent",
-    target_os = "linux",
-    not(all(test, tokio_krun_loom))
-))]
+#[cfg(any(feature = "test-util", all(feature = "agent", target_os = "linux")))]
 impl Connected for crate::agent::VirtioPort {
-    type ConnectInfo = ();
-
-    fn connect_info(&self) {}
-}
-
-/// For tests of a server that runs in the guest.
-#[cfg(feature = "test-util")]
-impl Connected for crate::test_util::GuestPort {
     type ConnectInfo = ();
 
     fn connect_info(&self) {}

@@ -19,7 +19,6 @@ use common::{SMALL, asleep, fill, is_would_block, many, pair, pattern, watchdog}
 use futures::{SinkExt, StreamExt};
 use rustix::event::Timespec;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio_krun::test_util::Guest;
 use tokio_krun::{AgentConsoleBackend, AgentStream, Chunks, Error, Options};
 use tokio_test::assert_pending;
 
@@ -664,7 +663,7 @@ async fn rule_12_bytes_written_before_guest_opens_are_kept() {
         let (mut stream, port) = AgentStream::pair().unwrap();
         let sent = pattern(many(300_000));
         stream.write_all(&sent).await.unwrap();
-        let guest = Guest::boot(port);
+        let guest = common::boot(port);
         let mut received = vec![0; sent.len()];
         guest
             .open()
@@ -682,7 +681,7 @@ async fn rule_12_pause_before_guest_opens_loses_nothing() {
     watchdog(async {
         let (mut stream, port) = AgentStream::pair().unwrap();
         stream.write_all(b"early").await.unwrap();
-        let guest = Guest::boot(port);
+        let guest = common::boot(port);
         guest.stop_workers().await;
         guest.start_workers().unwrap();
         assert!(!stream.has_guest_opened());
@@ -698,7 +697,7 @@ async fn rule_12_pause_before_guest_opens_loses_nothing() {
 async fn rule_13_closed_port_drops_bytes_and_reopened_port_gets_new_ones() {
     watchdog(async {
         let (mut stream, port) = Options::new().capacity(SMALL).create().unwrap();
-        let guest = Guest::boot(port);
+        let guest = common::boot(port);
         let mut opened = guest.open().unwrap();
         assert_eq!(
             guest.open().unwrap_err().kind(),
@@ -731,7 +730,7 @@ async fn rule_14_restarting_workers_loses_nothing() {
     watchdog(async {
         const LENGTH: usize = many(2 << 20);
         let (stream, port) = Options::new().capacity(SMALL).create().unwrap();
-        let guest = Guest::boot(port);
+        let guest = common::boot(port);
         let (mut guest_read, mut guest_write) = tokio::io::split(guest.open().unwrap());
         let (mut host_read, mut host_write) = tokio::io::split(stream);
         let sent = pattern(LENGTH);

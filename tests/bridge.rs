@@ -17,7 +17,6 @@ use msb_krun_devices::virtio::console::port_io::{self, PortInput, PortOutput};
 use msb_krun_utils::eventfd::{EFD_NONBLOCK, EventFd};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::runtime::Handle;
-use tokio_krun::test_util::Guest;
 use tokio_krun::{AgentStream, Error, Options};
 use tokio_test::assert_pending;
 use vm_memory::VolatileSlice;
@@ -296,7 +295,7 @@ async fn hang_up_keeps_bytes_that_guest_wrote_before() {
 async fn hang_up_does_not_wait_for_bytes_in_virtqueue() {
     watchdog(async {
         let (mut stream, port) = AgentStream::pair().unwrap();
-        let guest = Guest::boot(port);
+        let guest = common::boot(port);
         let mut agent = guest.open().unwrap();
         guest.stop_workers().await;
         agent.write_all(b"too late").await.unwrap();

@@ -8,7 +8,6 @@ use bytes::Bytes;
 use common::{SMALL, cancelled_at, counted, many, pattern, watchdog};
 use futures::{SinkExt, StreamExt};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
-use tokio_krun::test_util::Guest;
 use tokio_krun::{Chunks, Options, OwnedReadHalf, OwnedWriteHalf};
 
 const LENGTH: usize = many(2 << 20);
@@ -117,7 +116,7 @@ async fn write_all_with_cancellation(mut half: OwnedWriteHalf, bytes: &[u8]) {
 
 async fn transfer_both_ways_with_cancellation() {
     let (stream, port) = Options::new().capacity(SMALL).create().unwrap();
-    let guest = Guest::boot(port);
+    let guest = common::boot(port);
     let agent = guest.open().unwrap();
     let (mut agent_read, mut agent_write) = tokio::io::split(agent);
     while cancelled_at(1, stream.guest_opened()).await.is_none() {}
@@ -164,7 +163,7 @@ async fn cancelling_at_each_wait_loses_nothing_on_several_threads() {
 async fn timeout_loses_nothing() {
     watchdog(async {
         let (mut stream, port) = Options::new().capacity(SMALL).create().unwrap();
-        let guest = Guest::boot(port);
+        let guest = common::boot(port);
         let mut agent = guest.open().unwrap();
         let no_time = std::time::Duration::ZERO;
         let read = tokio::time::timeout(no_time, stream.read_u8()).await;

@@ -10,7 +10,6 @@ use bytes::Bytes;
 use common::{SMALL, asleep, backend, fill, is_would_block, many, pair, pattern, watchdog};
 use futures::{SinkExt, StreamExt};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
-use tokio_krun::test_util::Guest;
 use tokio_krun::{AgentStream, Chunks, Error, Options};
 use tokio_test::assert_pending;
 
@@ -18,7 +17,7 @@ use tokio_test::assert_pending;
 async fn async_buf_read_reads_lines() {
     watchdog(async {
         let (stream, port) = AgentStream::pair().unwrap();
-        let guest = Guest::boot(port);
+        let guest = common::boot(port);
         let mut agent = guest.open().unwrap();
         tokio::spawn(async move {
             for line in 0..many(5000) {
@@ -211,7 +210,7 @@ async fn items_of_many_sizes_stay_within_slots_and_capacity() {
     watchdog(async {
         // Chunks are 4 KiB, so items of 1 byte and of just over half a chunk use up slots fastest.
         let (stream, port) = Options::new().capacity(SMALL).create().unwrap();
-        let guest = Guest::boot(port);
+        let guest = common::boot(port);
         let mut agent = guest.open().unwrap();
         let mut chunks = Chunks::new(stream);
         let sizes = [1, SMALL / 16, 1, SMALL / 16 + 1, 0, 3, SMALL / 8, SMALL];
@@ -603,7 +602,7 @@ async fn pieces_that_several_tasks_write_arrive_whole() {
     }
     watchdog(async {
         let (stream, port) = Options::new().capacity(SMALL).create().unwrap();
-        let guest = Guest::boot(port);
+        let guest = common::boot(port);
         let mut agent = guest.open().unwrap();
         let stream = Arc::new(stream);
         // Pieces that are copied and others, and one that never fits at once.

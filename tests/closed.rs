@@ -13,7 +13,6 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use tokio::io::{AsyncReadExt, Interest};
 use tokio::runtime::Builder;
-use tokio_krun::test_util::Guest;
 use tokio_krun::{AgentStream, Options, PortHandle};
 use tokio_test::{assert_pending, assert_ready, assert_ready_ok, task};
 
@@ -195,7 +194,7 @@ async fn closed_resolves_when_vm_ends() {
         // The guest powers off.
         let (stream, port) = AgentStream::pair().unwrap();
         let handle = port.handle();
-        let guest = Guest::boot(port);
+        let guest = common::boot(port);
         let agent = guest.open().unwrap();
         assert_pending!(tokio_test::task::spawn(stream.closed()).poll());
         guest.power_off().await;
@@ -205,7 +204,7 @@ async fn closed_resolves_when_vm_ends() {
         // The VM is dropped. Closing the port in the guest is not enough.
         let (stream, port) = AgentStream::pair().unwrap();
         let handle = port.handle();
-        let guest = Guest::boot(port);
+        let guest = common::boot(port);
         drop(guest.open().unwrap());
         assert_pending!(tokio_test::task::spawn(stream.closed()).poll());
         assert_pending!(tokio_test::task::spawn(handle.closed()).poll());

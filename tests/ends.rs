@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use common::{SMALL, backend, many, pair, pattern, watchdog};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio_krun::test_util::Guest;
 use tokio_krun::{AgentPort, AgentStream, Options};
 use tokio_test::assert_pending;
 
@@ -21,7 +20,7 @@ fn assert_broken_pipe<T: std::fmt::Debug>(result: io::Result<T>) {
 async fn shutdown_delivers_bytes_and_ends_writing_without_hanging_up() {
     watchdog(async {
         let (mut stream, port) = AgentStream::pair().unwrap();
-        let guest = Guest::boot(port);
+        let guest = common::boot(port);
         let mut agent = guest.open().unwrap();
         let sent = pattern(many(300_000));
         stream.write_all(&sent).await.unwrap();
@@ -46,7 +45,7 @@ async fn shutdown_delivers_bytes_and_ends_writing_without_hanging_up() {
 async fn guest_reads_all_bytes_then_end_of_file_after_hang_up() {
     watchdog(async {
         let (mut stream, port) = AgentStream::pair().unwrap();
-        let guest = Guest::boot(port);
+        let guest = common::boot(port);
         let mut agent = guest.open().unwrap();
         agent.write_all(b"before").await.unwrap();
         guest.drained().await;
@@ -73,7 +72,7 @@ async fn dropping_stream_delivers_bytes_and_hangs_up() {
     watchdog(async {
         let (mut stream, port) = AgentStream::pair().unwrap();
         let handle = port.handle();
-        let guest = Guest::boot(port);
+        let guest = common::boot(port);
         let mut agent = guest.open().unwrap();
         stream.write_all(b"goodbye").await.unwrap();
         drop(stream);
@@ -95,7 +94,7 @@ async fn dropping_stream_without_hang_up_discards_and_counts_guest_writes() {
             .create()
             .unwrap();
         let handle = port.handle();
-        let guest = Guest::boot(port);
+        let guest = common::boot(port);
         let mut agent = guest.open().unwrap();
         stream.write_all(b"goodbye").await.unwrap();
         drop(stream);
@@ -115,7 +114,7 @@ async fn dropping_stream_without_hang_up_discards_and_counts_guest_writes() {
 async fn host_reads_all_bytes_then_end_of_file_after_guest_power_off() {
     watchdog(async {
         let (mut stream, port) = AgentStream::pair().unwrap();
-        let guest = Guest::boot(port);
+        let guest = common::boot(port);
         let mut agent = guest.open().unwrap();
         let sent = pattern(many(300_000));
         agent.write_all(&sent).await.unwrap();
@@ -163,7 +162,7 @@ async fn dropping_unattached_port_ends_stream() {
 async fn dropping_guest_with_full_ring_stops_both_workers() {
     watchdog(async {
         let (mut stream, port) = Options::new().capacity(SMALL).create().unwrap();
-        let guest = Guest::boot(port);
+        let guest = common::boot(port);
         let mut agent = guest.open().unwrap();
         // The first write fills the ring, so the second has to wait.
         agent.write_all(&[1; SMALL]).await.unwrap();
@@ -189,7 +188,7 @@ async fn power_off_returns_with_full_ring_if_there_is_stall_timeout() {
             .stall_timeout(Duration::from_millis(1))
             .create()
             .unwrap();
-        let guest = Guest::boot(port);
+        let guest = common::boot(port);
         let mut agent = guest.open().unwrap();
         agent.write_all(&[1; SMALL]).await.unwrap();
         guest.drained().await;

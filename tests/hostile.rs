@@ -15,7 +15,6 @@ use std::thread;
 use common::{Backend, SMALL, asleep, backend, counted, is_alone, is_would_block, watchdog};
 use futures::{SinkExt, StreamExt};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
-use tokio_krun::test_util::Guest;
 use tokio_krun::{AgentStream, Chunks, Options};
 use tokio_util::codec::{FramedRead, LengthDelimitedCodec, LinesCodec, LinesCodecError};
 
@@ -106,7 +105,7 @@ fn idle_pair(capacity: usize) -> (AgentStream, Backend) {
 /// none in the shared pool.
 async fn assert_served() {
     let (mut stream, port) = Options::new().capacity(SMALL).create().unwrap();
-    let guest = Guest::boot(port);
+    let guest = common::boot(port);
     let mut agent = guest.open().unwrap();
     for _ in 0..10 {
         stream.write_all(b"are you there?").await.unwrap();
@@ -273,7 +272,7 @@ async fn guest_that_never_reads_makes_host_wait_within_memory_bound() {
         for capacity in CAPACITIES {
             let (mut stream, port) = Options::new().capacity(capacity).create().unwrap();
             let handle = port.handle();
-            let guest = Guest::boot(port);
+            let guest = common::boot(port);
             let growth = Growth::start();
             let _agent = guest.open().unwrap();
             let pending = Arc::new(AtomicU64::new(0));

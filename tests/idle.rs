@@ -16,7 +16,6 @@ use std::time::Duration;
 use common::SMALL;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_krun::Options;
-use tokio_krun::test_util::Guest;
 
 /// Long enough that a poll every few milliseconds, or a spin, shows many times.
 const STRETCH: Duration = Duration::from_secs(2);
@@ -72,7 +71,7 @@ fn idle_stream_and_full_rings_run_no_thread() {
     // The host waits to read, and the guest writes nothing.
     let (mut idle, port) =
         runtime.block_on(async { Options::new().capacity(SMALL).create().unwrap() });
-    let idle_guest = Guest::boot(port);
+    let idle_guest = common::boot(port);
     let mut idle_agent = idle_guest.open().unwrap();
     runtime.block_on(async {
         idle_agent.write_all(b"x").await.unwrap();
@@ -84,14 +83,14 @@ fn idle_stream_and_full_rings_run_no_thread() {
     // krun's TX thread waits for room.
     let (_tx_full, port) =
         runtime.block_on(async { Options::new().capacity(SMALL).create().unwrap() });
-    let tx_full_guest = Guest::boot(port);
+    let tx_full_guest = common::boot(port);
     let mut tx_full_agent = tx_full_guest.open().unwrap();
     runtime.spawn(async move { tx_full_agent.write_all(&vec![1; 8 << 20]).await });
 
     // The guest does not read, and the host writes more than the ring and the guest's buffers hold.
     let (mut rx_full, port) =
         runtime.block_on(async { Options::new().capacity(SMALL).create().unwrap() });
-    let rx_full_guest = Guest::boot(port);
+    let rx_full_guest = common::boot(port);
     let _rx_full_agent = rx_full_guest.open().unwrap();
     runtime.spawn(async move { rx_full.write_all(&vec![1; 8 << 20]).await });
 

@@ -11,7 +11,6 @@ use bytes::BytesMut;
 use common::{SMALL, backend, fill, is_would_block, many, pair, pattern, watchdog};
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest, Ready};
 use tokio::task::JoinHandle;
-use tokio_krun::test_util::Guest;
 use tokio_krun::{AgentStream, Options, OwnedWriteHalf};
 use tokio_test::{assert_pending, assert_ready_ok};
 
@@ -423,7 +422,7 @@ async fn panicking_buffer_loses_nothing() {
 async fn guest_opened_resolves_at_first_call_from_krun() {
     watchdog(async {
         let (stream, port) = AgentStream::pair().unwrap();
-        let guest = Guest::boot(port);
+        let guest = common::boot(port);
         assert!(!stream.has_guest_opened());
         {
             let mut opened = tokio_test::task::spawn(stream.guest_opened());

@@ -15,7 +15,7 @@ use bytes::{Bytes, BytesMut};
 use common::{SMALL, cancelled_at, deadline_unless_it_moves, many};
 use futures::{SinkExt, StreamExt};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
-use tokio_krun::test_util::{Guest, GuestPort};
+use tokio_krun::agent::VirtioPort;
 use tokio_krun::{Chunks, Options, OwnedReadHalf, OwnedWriteHalf};
 
 /// The longest read or write.
@@ -216,7 +216,7 @@ async fn host_writes(
     (half, progress.finish())
 }
 
-async fn guest_reads(mut port: ReadHalf<GuestPort>, mut progress: Progress) -> (u64, u32) {
+async fn guest_reads(mut port: ReadHalf<VirtioPort>, mut progress: Progress) -> (u64, u32) {
     let mut buffer = vec![0; LONGEST];
     loop {
         progress.operations.one_more();
@@ -234,7 +234,7 @@ async fn guest_reads(mut port: ReadHalf<GuestPort>, mut progress: Progress) -> (
     }
 }
 
-async fn guest_writes(mut port: WriteHalf<GuestPort>, mut progress: Progress) -> (u64, u32) {
+async fn guest_writes(mut port: WriteHalf<VirtioPort>, mut progress: Progress) -> (u64, u32) {
     while progress.operations.one_more() {
         let polls = progress.random.usize(1..9);
         let written = cancelled_at(polls, port.write(progress.next())).await;
@@ -257,7 +257,7 @@ async fn run_vm(
     };
     let (stream, port) = Options::new().capacity(capacity).create().unwrap();
     let handle = port.handle();
-    let guest = Guest::boot(port);
+    let guest = common::boot(port);
     let (guest_read, guest_write) = tokio::io::split(guest.open().unwrap());
     let (host_read, host_write) = stream.into_split();
     let progress = |end: u64| Progress {

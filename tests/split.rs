@@ -13,7 +13,7 @@ use tokio_test::assert_pending;
 fn boot(options: &Options) -> (AgentStream, PortHandle, Guest) {
     let (stream, port) = options.create().unwrap();
     let handle = port.handle();
-    (stream, handle, Guest::boot(port))
+    (stream, handle, common::boot(port))
 }
 
 #[tokio::test]

@@ -13,7 +13,8 @@ use bytes::Bytes;
 use common::{Backend, SMALL, backend, fill, many, pair, pattern, watchdog};
 use futures::{SinkExt, StreamExt};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, Interest};
-use tokio_krun::test_util::{Guest, GuestPort};
+use tokio_krun::agent::VirtioPort;
+use tokio_krun::test_util::{BlockingPort, Guest};
 use tokio_krun::{
     AgentPort, AgentStream, Chunks, Error, Options, OwnedReadHalf, OwnedWriteHalf, PortHandle,
     ReadHalf, ReuniteError, RingStats, Stats, WriteHalf,
@@ -30,9 +31,6 @@ const _: () = {
     assert_auto_and_static::<OwnedReadHalf>();
     assert_auto_and_static::<OwnedWriteHalf>();
     assert_auto_and_static::<ReuniteError>();
-    // ttrpc's server requires these of its connections, in the guest too.
-    #[cfg(target_os = "linux")]
-    assert_auto_and_static::<tokio_krun::agent::VirtioPort>();
     assert_unwind_safe::<AgentStream>();
     assert_unwind_safe::<OwnedReadHalf>();
     assert_unwind_safe::<OwnedWriteHalf>();
@@ -48,7 +46,11 @@ const _: () = {
     assert_auto_and_static::<RingStats>();
     assert_auto_and_static::<Error>();
     assert_auto_and_static::<Guest>();
-    assert_auto_and_static::<GuestPort>();
+    // ttrpc's server requires these of its connections, in the guest too.
+    assert_auto_and_static::<VirtioPort>();
+    assert_unwind_safe::<VirtioPort>();
+    assert_auto_and_static::<BlockingPort>();
+    assert_unwind_safe::<BlockingPort>();
 };
 
 /// You can await each method in a spawned task.
@@ -68,7 +70,7 @@ async fn futures_are_send() {
 async fn transfer_both_ways_at_once(options: Options) {
     const LENGTH: usize = if cfg!(miri) { 4 * SMALL } else { 8 << 20 };
     let (stream, port) = options.create().unwrap();
-    let guest = Guest::boot(port);
+    let guest = common::boot(port);
     let (mut guest_read, mut guest_write) = tokio::io::split(guest.open().unwrap());
     let (mut host_read, mut host_write) = tokio::io::split(stream);
     let sent = pattern(LENGTH);
@@ -116,7 +118,7 @@ async fn carries_both_ways_at_once_with_busy_poll() {
 async fn frames_of_many_sizes_are_echoed_intact() {
     watchdog(async {
         let (stream, port) = AgentStream::pair().unwrap();
-        let guest = Guest::boot(port);
+        let guest = common::boot(port);
         let codec = || {
             LengthDelimitedCodec::builder()
                 .max_frame_length(1 << 20)
@@ -145,7 +147,7 @@ async fn frames_of_many_sizes_are_echoed_intact() {
 async fn paused_guest_reads_nothing_until_it_is_resumed() {
     watchdog(async {
         let (mut stream, port) = AgentStream::pair().unwrap();
-        let guest = Guest::boot(port);
+        let guest = common::boot(port);
         let mut agent = guest.open().unwrap();
         guest.pause();
         stream.write_all(b"meanwhile").await.unwrap();
@@ -182,7 +184,7 @@ async fn paused_guest_reads_nothing_until_it_is_resumed() {
 async fn paused_guest_writes_nothing_until_it_is_resumed() {
     watchdog(async {
         let (mut stream, port) = AgentStream::pair().unwrap();
-        let guest = Guest::boot(port);
+        let guest = common::boot(port);
         let mut agent = guest.open().unwrap();
         guest.pause();
         {
@@ -210,7 +212,7 @@ async fn pause_keeps_nothing_back_that_guest_has_queued() {
     watchdog(async {
         // krun waits for room with the second descriptor, and the rest is in the queue.
         let (mut stream, port) = Options::new().capacity(SMALL).create().unwrap();
-        let guest = Guest::boot(port);
+        let guest = common::boot(port);
         let mut agent = guest.open().unwrap();
         let sent = pattern(8 * SMALL);
         agent.write_all(&sent).await.unwrap();
@@ -481,7 +483,7 @@ fn create_on_works_outside_runtime() {
         .build()
         .unwrap();
     let (mut stream, port) = Options::new().create_on(runtime.handle()).unwrap();
-    let guest = Guest::boot(port);
+    let guest = common::boot(port);
     let mut agent = guest.open().unwrap();
     runtime.block_on(watchdog(async {
         agent.write_all(b"x").await.unwrap();

@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use common::{Backend, SMALL, backend, fill};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio_krun::test_util::Guest;
 use tokio_krun::{AgentStream, Options, PortHandle};
 use tracing::subscriber::{DefaultGuard, set_default};
 use tracing_subscriber::fmt::MakeWriter;
@@ -46,7 +45,7 @@ async fn events_report_lifecycle_without_payload() {
         .init();
     let (mut stream, port) = AgentStream::pair().unwrap();
     let handle = port.handle();
-    let guest = Guest::boot(port);
+    let guest = common::boot(port);
     let mut agent = guest.open().unwrap();
     stream.write_all(b"secret").await.unwrap();
     agent.read_exact(&mut [0; 6]).await.unwrap();

@@ -23,7 +23,11 @@
 //! What is looked at, and what a wake is, are the caller's. The models at the end of this file check the protocol
 //! with loom.
 
+#[cfg(any(test, feature = "test-util"))]
+use std::fmt;
 use std::sync::Arc;
+#[cfg(any(test, feature = "test-util"))]
+use std::sync::OnceLock;
 
 use crate::sync::{AtomicBool, Count, Ordering, fence};
 
@@ -44,6 +48,20 @@ pub(crate) struct Signal<W> {
     armed: AtomicBool,
     wake: W,
     signals: Count,
+    #[cfg(any(test, feature = "test-util"))]
+    in_place: InPlace,
+}
+
+/// What an in-process guest without threads does at each wake, in place of krun's thread.
+#[cfg(any(test, feature = "test-util"))]
+#[derive(Default)]
+struct InPlace(OnceLock<Box<dyn Fn() + Send + Sync>>);
+
+#[cfg(any(test, feature = "test-util"))]
+impl fmt::Debug for InPlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("InPlace").finish_non_exhaustive()
+    }
 }
 
 impl<W: Wake> Signal<W> {
@@ -52,6 +70,22 @@ impl<W: Wake> Signal<W> {
             armed: AtomicBool::new(false),
             wake,
             signals: Count::default(),
+            #[cfg(any(test, feature = "test-util"))]
+            in_place: InPlace::default(),
+        }
+    }
+
+    /// From now on, `act` also runs at each wake, on the thread that wakes. Only the first call counts.
+    #[cfg(any(test, feature = "test-util"))]
+    pub(crate) fn act_in_place(&self, act: impl Fn() + Send + Sync + 'static) {
+        let _ = self.in_place.0.set(Box::new(act));
+    }
+
+    fn send(&self) {
+        self.wake.signal();
+        #[cfg(any(test, feature = "test-util"))]
+        if let Some(act) = self.in_place.0.get() {
+            act();
         }
     }
 
@@ -88,6 +122,12 @@ impl<W: Wake> Signal<W> {
     pub(crate) fn is_armed(&self) -> bool {
         // Relaxed: the answer may be out of date as soon as it is given.
         self.armed.load(Ordering::Relaxed)
+    }
+
+    /// Ends the caller's own next wait at once.
+    #[cfg(unix)]
+    pub(crate) fn wake_self(&self) {
+        self.send();
     }
 
     /// Takes the wakes so far, if `W` keeps them until they are taken.
@@ -127,7 +167,7 @@ impl<W: Wake> Signal<W> {
             && is_worth_it()
             && self.armed.swap(false, Ordering::Relaxed);
         if wakes {
-            self.signals.add_one(|| self.wake.signal());
+            self.signals.add_one(|| self.send());
         }
     }
 }

@@ -12,10 +12,10 @@ mod bridge;
 mod pipe;
 mod wake;
 
+use super::TaskWake;
 pub use bridge::AgentConsolePipeBridge;
 pub(crate) use bridge::{AgentConsolePipeBridge as KrunEnd, GuestEnd, PortOptions};
 pub(crate) use wake::HostWait;
-use wake::TaskWake;
 #[cfg(feature = "test-util")]
 pub(crate) use wake::until;
 #[cfg(not(feature = "test-util"))]

@@ -1,4 +1,4 @@
-//! krun's two worker threads, played for the in-process guest.
+//! The work of krun's two threads, for the in-process guest.
 //!
 //! Each function follows the one of the same name in `msb_krun_devices` 0.1.42,
 //! `virtio/console/{process_rx,process_tx,port}.rs`, call by call. Where a backend that breaks a rule would make krun
@@ -8,104 +8,57 @@ mod readable;
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
-use std::sync::Arc;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use super::virtqueue::Virtqueues;
-use super::worker::Worker;
 use crate::port::AgentPort;
 use crate::shared::Wake;
 use crate::sys::{AgentConsoleBackend, WakePipe};
 pub(crate) use readable::is_any_readable;
 
-/// krun's workers hold the backend.
-pub(super) type Console = AgentConsoleBackend;
-
-pub(super) fn console(port: AgentPort) -> Console {
-    port.into_backend()
+/// The port as krun's workers hold it.
+pub(super) struct Console {
+    backend: AgentConsoleBackend,
+    /// Ends a wait of the RX worker. Created when the workers first start.
+    stop_wake: OnceLock<WakePipe>,
 }
 
-/// Dropping it asks both threads to end and does not wait for them.
-pub(super) struct Workers {
-    stop: Arc<AtomicBool>,
-    stop_wake: Arc<WakePipe>,
-    rx: Worker,
-    tx: Worker,
-}
-
-impl Workers {
-    pub(super) fn start(
-        backend: &Arc<AgentConsoleBackend>,
-        virtqueues: &Arc<Virtqueues>,
-    ) -> io::Result<Self> {
-        let stop = Arc::new(AtomicBool::new(false));
-        let stop_wake = Arc::new(WakePipe::new()?);
-        let rx = Worker::start("krun-rx", {
-            let (backend, virtqueues) = (Arc::clone(backend), Arc::clone(virtqueues));
-            let (stop, stop_wake) = (Arc::clone(&stop), Arc::clone(&stop_wake));
-            move || process_rx(&backend, &virtqueues, &stop_wake, &stop)
-        })?;
-        let tx = Worker::start("krun-tx", {
-            let (backend, virtqueues) = (Arc::clone(backend), Arc::clone(virtqueues));
-            let stop = Arc::clone(&stop);
-            move || process_tx(&backend, &virtqueues, &stop)
-        })
-        .inspect_err(|_| {
-            stop.store(true, Ordering::Release);
-            stop_wake.signal();
-            rx.unpark();
-        })?;
-        virtqueues.set_threads(rx.thread(), tx.thread());
-        // They may have looked for work before the queues knew them.
-        rx.unpark();
-        tx.unpark();
-        Ok(Self {
-            stop,
-            stop_wake,
-            rx,
-            tx,
-        })
+impl Console {
+    pub(super) fn new(port: AgentPort) -> Self {
+        Self {
+            backend: port.into_backend(),
+            stop_wake: OnceLock::new(),
+        }
     }
 
-    /// Asks both threads to end, and does not wait for them.
-    pub(super) fn ask_to_stop(&self) {
-        self.stop.store(true, Ordering::Release);
-        self.stop_wake.signal();
-        self.tx.unpark();
-        self.rx.unpark();
+    /// Called by one thread at a time, before the workers start.
+    pub(super) fn open(&self) -> io::Result<()> {
+        match self.stop_wake.get() {
+            None => {
+                let _ = self.stop_wake.set(WakePipe::new()?);
+            }
+            Some(stop_wake) => stop_wake.drain(),
+        }
+        Ok(())
     }
 
-    pub(super) fn have_panicked(&mut self) -> bool {
-        self.rx.has_panicked() || self.tx.has_panicked()
+    pub(super) fn wake_reader(&self) {
+        self.stop_wake().signal();
     }
 
-    /// Ends both threads and waits for them, in krun's order (`Port::quiesce`).
-    pub(super) async fn stop(mut self) {
-        self.stop.store(true, Ordering::Release);
-        self.tx.end().await;
-        self.stop_wake.signal();
-        self.rx.end().await;
+    fn stop_wake(&self) -> &WakePipe {
+        self.stop_wake
+            .get()
+            .expect("the workers start after it is open")
     }
 }
 
-impl Drop for Workers {
-    fn drop(&mut self) {
-        self.ask_to_stop();
-    }
-}
-
-fn process_rx(
-    backend: &AgentConsoleBackend,
-    virtqueues: &Virtqueues,
-    stop_wake: &WakePipe,
-    stop: &AtomicBool,
-) {
-    loop {
-        let Some(mut buffer) = pop_head_blocking(virtqueues, Virtqueues::pop_rx, stop) else {
-            return;
-        };
-        let (filled, end) = read_to_desc(backend, &mut buffer);
+pub(super) fn process_rx(console: &Console, virtqueues: &Virtqueues, stop: &AtomicBool) {
+    let next = || pop_head_blocking(virtqueues, Virtqueues::pop_rx, Virtqueues::signal_rx, stop);
+    while let Some(mut buffer) = next() {
+        let (filled, end) = read_to_desc(&console.backend, &mut buffer);
         if filled > 0 {
             buffer.truncate(filled);
             virtqueues.complete_rx(buffer);
@@ -116,8 +69,8 @@ fn process_rx(
             return;
         }
         if filled == 0 {
-            virtqueues.signal_used_queue();
-            wait_until_readable(backend, stop_wake);
+            virtqueues.signal_rx();
+            wait_until_readable(&console.backend, console.stop_wake());
         }
         if stop.load(Ordering::Acquire) {
             return;
@@ -150,9 +103,10 @@ fn wait_until_readable(backend: &AgentConsoleBackend, stop_wake: &WakePipe) {
     }
 }
 
-fn process_tx(backend: &AgentConsoleBackend, virtqueues: &Virtqueues, stop: &AtomicBool) {
-    while let Some(descriptor) = pop_head_blocking(virtqueues, Virtqueues::pop_tx, stop) {
-        write_desc_to_output(backend, virtqueues, &descriptor);
+pub(super) fn process_tx(console: &Console, virtqueues: &Virtqueues, stop: &AtomicBool) {
+    let next = || pop_head_blocking(virtqueues, Virtqueues::pop_tx, Virtqueues::signal_tx, stop);
+    while let Some(descriptor) = next() {
+        write_desc_to_output(&console.backend, virtqueues, &descriptor);
         virtqueues.complete_tx();
     }
 }
@@ -167,7 +121,7 @@ fn write_desc_to_output(
             Ok(0) => panic!("krun would offer this descriptor again at once"),
             Ok(written) => descriptor = &descriptor[written..],
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                virtqueues.signal_used_queue();
+                virtqueues.signal_tx();
                 backend.wait_until_writable();
             }
             Err(error) => panic!("krun would log this and try again at once: {error}"),
@@ -178,6 +132,7 @@ fn write_desc_to_output(
 fn pop_head_blocking<T>(
     virtqueues: &Virtqueues,
     pop: fn(&Virtqueues) -> Option<T>,
+    signal: fn(&Virtqueues),
     stop: &AtomicBool,
 ) -> Option<T> {
     loop {
@@ -187,7 +142,7 @@ fn pop_head_blocking<T>(
         if let Some(descriptor) = pop(virtqueues) {
             return Some(descriptor);
         }
-        virtqueues.signal_used_queue();
+        signal(virtqueues);
         thread::park();
     }
 }

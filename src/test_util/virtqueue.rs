@@ -2,12 +2,13 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
-use std::thread::Thread;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::io::ReadBuf;
+use tokio::io::{Interest, Ready};
 use tokio::sync::Notify;
+
+use crate::shared::Wake;
+use crate::sys::TaskWake;
 
 /// Descriptors in each queue: krun's `DEFAULT_QUEUE_SIZE`.
 const QUEUE_SIZE: usize = 32;
@@ -16,13 +17,20 @@ const RX_BUFFER: usize = 4096;
 /// The most bytes that Linux puts into one descriptor.
 const TX_BUFFER: usize = 32 * 1024;
 
-#[derive(Debug)]
+/// Tells a worker of krun's that its queue has a descriptor again.
+pub(super) type Kick = Arc<dyn Fn() + Send + Sync>;
+
+#[derive(Default)]
 pub(super) struct Virtqueues {
     state: Mutex<State>,
+    /// Wakes the agent's tasks that want to read.
+    pub(super) readable: TaskWake,
+    /// Wakes the agent's tasks that want to write.
+    pub(super) writable: TaskWake,
     tx_completed: Notify,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct State {
     guest_connected: bool,
     host_gone: bool,
@@ -36,22 +44,38 @@ struct State {
     tx_avail: VecDeque<Vec<u8>>,
     /// The TX worker holds a descriptor.
     tx_busy: bool,
-    rx_thread: Option<Thread>,
-    tx_thread: Option<Thread>,
-    reader: Option<Waker>,
-    writer: Option<Waker>,
+    rx_worker: Worker,
+    tx_worker: Worker,
+}
+
+/// A worker of krun's, as the driver knows it.
+#[derive(Default)]
+struct Worker {
+    kick: Option<Kick>,
+    /// It has found its queue empty.
+    is_starved: bool,
+}
+
+impl Worker {
+    /// What to call, without the lock, after a descriptor was added.
+    #[must_use]
+    fn offer(&mut self) -> Option<Kick> {
+        std::mem::take(&mut self.is_starved)
+            .then(|| self.kick.clone())
+            .flatten()
+    }
+}
+
+fn run(kick: Option<Kick>) {
+    if let Some(kick) = kick {
+        kick();
+    }
 }
 
 impl State {
-    fn notify(thread: &Option<Thread>) {
-        if let Some(thread) = thread {
-            thread.unpark();
-        }
-    }
-
-    /// The tasks of the agent that wait. Wake them without the lock: a waker is the caller's code.
-    fn take_wakers(&mut self) -> [Option<Waker>; 2] {
-        [self.reader.take(), self.writer.take()]
+    /// The host has closed the port, or the machine is off. While its CPUs stand still, the guest learns nothing.
+    fn has_ended(&self) -> bool {
+        (self.host_gone && !self.paused) || self.powered_off
     }
 
     /// How many descriptors the guest cannot reuse yet.
@@ -59,27 +83,22 @@ impl State {
         self.tx_avail.len() + usize::from(self.tx_busy)
     }
 
-    fn discard_rx(&mut self) {
+    fn discard_rx(&mut self) -> Option<Kick> {
         self.rx_used.clear();
         self.rx_taken = 0;
-        Self::notify(&self.rx_thread);
+        self.rx_worker.offer()
     }
-}
-
-fn wake(wakers: [Option<Waker>; 2]) {
-    wakers.into_iter().flatten().for_each(Waker::wake);
 }
 
 impl Virtqueues {
-    pub(super) fn new() -> Self {
-        Self {
-            state: Mutex::default(),
-            tx_completed: Notify::new(),
-        }
-    }
-
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Wakes the agent's tasks. Without the lock: a waker is the caller's code.
+    fn wake_agent(&self) {
+        self.readable.signal();
+        self.writable.signal();
     }
 }
 
@@ -93,75 +112,91 @@ impl Virtqueues {
     pub(super) fn close(&self) {
         let mut state = self.state();
         state.guest_connected = false;
-        state.discard_rx();
+        let kick = state.discard_rx();
+        drop(state);
+        run(kick);
     }
 
     pub(super) fn power_off(&self) {
         let mut state = self.state();
         state.powered_off = true;
         state.tx_avail.clear();
-        state.discard_rx();
-        let wakers = state.take_wakers();
+        state.tx_busy = false;
+        // krun's workers have ended.
+        let _ = state.discard_rx();
         drop(state);
-        wake(wakers);
+        self.wake_agent();
+        self.tx_completed.notify_waiters();
     }
 
     /// Stops or resumes the guest's vCPUs: while they are stopped, the agent's reads and writes wait.
     pub(super) fn set_paused(&self, paused: bool) {
-        let mut state = self.state();
-        state.paused = paused;
-        let wakers = state.take_wakers();
-        drop(state);
-        wake(wakers);
+        self.state().paused = paused;
+        self.wake_agent();
     }
 
-    pub(super) fn poll_read(&self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<()> {
-        if buf.remaining() == 0 {
-            return Poll::Ready(());
-        }
-        let waker = cx.waker().clone();
+    /// Gives `sink` what the guest has received, up to `limit` bytes of one buffer: `None` if there is nothing yet,
+    /// `Some(0)` at the end. `limit` is not zero.
+    pub(super) fn read(&self, limit: usize, sink: impl FnOnce(&[u8])) -> Option<usize> {
         let mut state = self.state();
         let Some(first) = state.rx_used.front().filter(|_| !state.paused) else {
-            if (state.host_gone && !state.paused) || state.powered_off {
-                return Poll::Ready(());
-            }
-            let last = state.reader.replace(waker);
-            drop(state);
-            drop(last);
-            return Poll::Pending;
+            return state.has_ended().then_some(0);
         };
         let rest = &first[state.rx_taken..];
-        let length = rest.len().min(buf.remaining());
-        buf.put_slice(&rest[..length]);
-        if length < rest.len() {
-            state.rx_taken += length;
-        } else {
+        let (length, is_all) = (rest.len().min(limit), rest.len() <= limit);
+        sink(&rest[..length]);
+        let mut kick = None;
+        if is_all {
             state.rx_used.pop_front();
             state.rx_taken = 0;
-            State::notify(&state.rx_thread);
+            kick = state.rx_worker.offer();
+        } else {
+            state.rx_taken += length;
         }
-        Poll::Ready(())
+        drop(state);
+        run(kick);
+        Some(length)
     }
 
-    pub(super) fn poll_write(&self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let waker = cx.waker().clone();
+    /// Sends as much of `bytes` as one descriptor takes: `None` if there is no descriptor left.
+    pub(super) fn write(&self, bytes: &[u8]) -> Option<io::Result<usize>> {
         let mut state = self.state();
-        if (state.host_gone && !state.paused) || state.powered_off {
-            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        if state.has_ended() {
+            return Some(Err(io::ErrorKind::BrokenPipe.into()));
         }
-        if buf.is_empty() {
-            return Poll::Ready(Ok(0));
+        if state.paused || (!bytes.is_empty() && state.tx_in_use() >= QUEUE_SIZE) {
+            return None;
         }
-        if state.paused || state.tx_in_use() >= QUEUE_SIZE {
-            let last = state.writer.replace(waker);
+        let length = bytes.len().min(TX_BUFFER);
+        if length > 0 {
+            state.tx_avail.push_back(bytes[..length].to_vec());
+            let kick = state.tx_worker.offer();
             drop(state);
-            drop(last);
-            return Poll::Pending;
+            run(kick);
         }
-        let length = buf.len().min(TX_BUFFER);
-        state.tx_avail.push_back(buf[..length].to_vec());
-        State::notify(&state.tx_thread);
-        Poll::Ready(Ok(length))
+        Some(Ok(length))
+    }
+
+    /// Which of `interest` the port is ready for, as Linux's `poll` answers. A hang-up shows at once.
+    pub(super) fn ready(&self, interest: Interest) -> Ready {
+        let state = self.state();
+        let has_ended = state.has_ended();
+        let mut ready = Ready::EMPTY;
+        if interest.is_readable() {
+            if has_ended {
+                ready |= Ready::READABLE | Ready::READ_CLOSED;
+            } else if !state.paused && !state.rx_used.is_empty() {
+                ready |= Ready::READABLE;
+            }
+        }
+        if interest.is_writable() {
+            if has_ended {
+                ready |= Ready::WRITABLE | Ready::WRITE_CLOSED;
+            } else if !state.paused && state.tx_in_use() < QUEUE_SIZE {
+                ready |= Ready::WRITABLE;
+            }
+        }
+        ready
     }
 
     /// Waits until krun's end has taken every descriptor.
@@ -179,18 +214,20 @@ impl Virtqueues {
 
 /// krun's workers.
 impl Virtqueues {
-    /// Sets the threads to unpark when a descriptor becomes available.
-    pub(super) fn set_threads(&self, rx_thread: Thread, tx_thread: Thread) {
+    /// Sets what is called when a worker that has found its queue empty finds a descriptor again.
+    pub(super) fn set_kicks(&self, rx: Kick, tx: Kick) {
         let mut state = self.state();
-        state.rx_thread = Some(rx_thread);
-        state.tx_thread = Some(tx_thread);
+        state.rx_worker.kick = Some(rx);
+        state.tx_worker.kick = Some(tx);
     }
 
     /// Takes a buffer to fill, if the guest offers one.
     pub(super) fn pop_rx(&self) -> Option<Vec<u8>> {
+        let mut state = self.state();
         // A buffer that the guest has not read yet is not on offer.
-        let offers = self.state().rx_used.len() < QUEUE_SIZE;
-        offers.then(|| vec![0; RX_BUFFER])
+        let is_starved = state.rx_used.len() >= QUEUE_SIZE;
+        state.rx_worker.is_starved = is_starved;
+        (!is_starved).then(|| vec![0; RX_BUFFER])
     }
 
     /// Gives a filled buffer to the guest. While its port is closed, the guest discards it.
@@ -201,31 +238,34 @@ impl Virtqueues {
         }
     }
 
-    /// Interrupts the guest. Only then does its driver look at what was completed.
-    pub(super) fn signal_used_queue(&self) {
-        let mut state = self.state();
-        let wakers = state.take_wakers();
-        drop(state);
-        wake(wakers);
+    /// Interrupts the guest for what it has received. Only then does its driver wake those who read.
+    pub(super) fn signal_rx(&self) {
+        self.readable.signal();
     }
 
     /// Tells the guest that the host has closed the port.
     pub(super) fn close_host(&self) {
         self.state().host_gone = true;
-        self.signal_used_queue();
+        self.wake_agent();
     }
 
     /// Takes the next descriptor that the guest has sent.
     pub(super) fn pop_tx(&self) -> Option<Vec<u8>> {
         let mut state = self.state();
-        let descriptor = state.tx_avail.pop_front()?;
-        state.tx_busy = true;
-        Some(descriptor)
+        let descriptor = state.tx_avail.pop_front();
+        state.tx_worker.is_starved = descriptor.is_none();
+        state.tx_busy |= descriptor.is_some();
+        descriptor
     }
 
     /// Gives a sent descriptor back to the guest.
     pub(super) fn complete_tx(&self) {
         self.state().tx_busy = false;
         self.tx_completed.notify_waiters();
+    }
+
+    /// Interrupts the guest for what it has sent. Only then does its driver wake those who write.
+    pub(super) fn signal_tx(&self) {
+        self.writable.signal();
     }
 }

@@ -11,6 +11,7 @@ use std::task::Poll;
 use std::time::Duration;
 use std::{process, thread};
 
+use tokio_krun::test_util::Guest;
 use tokio_krun::{AgentPort, AgentStream, Options};
 
 /// The smallest capacity: a few chunks, quick to fill.
@@ -35,6 +36,11 @@ pub(crate) fn backend(port: AgentPort) -> Backend {
 #[cfg(windows)]
 pub(crate) fn backend(port: AgentPort) -> Backend {
     Backend::new(port)
+}
+
+/// A guest in which two threads call the port, as krun's do: what these tests are about.
+pub(crate) fn boot(port: AgentPort) -> Guest {
+    Guest::builder().port("agent", port).threads(true).boot()
 }
 
 /// A stream and krun's end of it. No worker thread runs: the test itself plays krun.

@@ -11,7 +11,6 @@ use bytes::buf::UninitSlice;
 use bytes::{BufMut, Bytes};
 use futures::FutureExt;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
-use tokio_krun::test_util::Guest;
 use tokio_krun::{AgentPort, AgentStream, Options};
 use tokio_test::assert_pending;
 
@@ -526,7 +525,7 @@ async fn waker_of_read_may_use_stream() {
 async fn waker_of_guests_port_may_use_stream() {
     watchdog(async {
         let (mut stream, port) = AgentStream::pair().unwrap();
-        let guest = Guest::boot(port);
+        let guest = crate::common::boot(port);
         let agent = Arc::new(Mutex::new(guest.open().unwrap()));
         let (send, received) = mpsc::channel();
         let poll = move |cx: &mut Context<'_>| {
@@ -565,7 +564,7 @@ async fn debug_writer_may_use_stream() {
         let handle = port.handle();
         let hook = port.exit_hook(std::time::Duration::ZERO);
         std::fmt::Write::write_fmt(&mut Writer(|| hook(0)), format_args!("{port:?}")).unwrap();
-        let guest = Guest::boot(port);
+        let guest = crate::common::boot(port);
         let agent = guest.open().unwrap();
         let use_all = || {
             let _ = stream.try_write(b"x");

@@ -14,7 +14,6 @@ use common::{SMALL, pattern, watchdog};
 use futures::StreamExt;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::runtime::Builder;
-use tokio_krun::test_util::Guest;
 use tokio_krun::{AgentStream, Chunks};
 use tokio_test::{assert_pending, assert_ready};
 
@@ -27,7 +26,7 @@ fn stream_works_on_another_runtime() {
         .build()
         .unwrap();
     let (mut stream, port) = home.block_on(async { AgentStream::pair() }).unwrap();
-    let guest = Guest::boot(port);
+    let guest = common::boot(port);
     let mut agent = guest.open().unwrap();
     let echo = std::thread::spawn(move || {
         let elsewhere = Builder::new_current_thread().enable_all().build().unwrap();
@@ -67,7 +66,7 @@ fn runtime_shutdown_gives_guest_end_of_file() {
         .build()
         .unwrap();
     let (mut stream, port) = runtime.block_on(async { AgentStream::pair() }).unwrap();
-    let guest = Guest::boot(port);
+    let guest = common::boot(port);
     let mut agent = guest.open().unwrap();
     runtime.spawn(async move {
         let mut buffer = [0; 10];

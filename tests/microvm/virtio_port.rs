@@ -4,7 +4,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 use tokio_krun::{AgentStream, Options};
 
@@ -13,10 +13,29 @@ use super::vm::Vm;
 
 pub(crate) const ALL: &[(&str, Scenario)] = &[
     ("open_waits_for_port_to_appear", || Box::pin(echo("appear"))),
+    ("port_shows_hang_up_without_a_read", || Box::pin(hang_up())),
     ("try_write_leaves_pending_write_its_wake", || {
         Box::pin(tries())
     }),
 ];
+
+/// The agent checks what its port says: see `agent/src/virtio_port.rs`.
+async fn hang_up() {
+    let (mut stream, port) = AgentStream::pair().unwrap();
+    let (mut control, control_port) = AgentStream::pair().unwrap();
+    let mut vm = Vm::boot_with("hang-up", [("agent", port), ("control", control_port)]);
+    let mut received = [0; 12];
+    stream.read_exact(&mut received).await.unwrap();
+    assert_eq!(&received, b"in one write");
+    assert_eq!(vm.calls.writes.load(Ordering::Relaxed), 1);
+
+    stream.write_all(b"last").await.unwrap();
+    assert_eq!(control.read_u8().await.unwrap(), b'r');
+    drop(stream);
+    assert_eq!(control.read_u8().await.unwrap(), b'd');
+    drop(control);
+    vm.ended().await;
+}
 
 /// A `try_write` must not take the wake of a write that waits.
 ///

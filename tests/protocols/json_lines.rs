@@ -4,7 +4,8 @@
 use futures::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio_krun::test_util::{Guest, GuestPort};
+use tokio_krun::agent::VirtioPort;
+use tokio_krun::test_util::Guest;
 use tokio_krun::{AgentStream, Options};
 use tokio_util::codec::{Framed, LinesCodec};
 
@@ -43,7 +44,7 @@ async fn synchronise(mut stream: AgentStream, id: u64) -> Framed<AgentStream, Li
     }
 }
 
-async fn agent(port: GuestPort) {
+async fn agent(port: VirtioPort) {
     let (read, mut write) = tokio::io::split(port);
     let mut read = BufReader::new(read);
     let mut line = Vec::new();

@@ -17,11 +17,12 @@ mod ttrpc;
 mod websocket;
 
 use common::SMALL;
-use tokio_krun::test_util::{Guest, GuestPort};
+use tokio_krun::agent::VirtioPort;
+use tokio_krun::test_util::Guest;
 use tokio_krun::{AgentStream, Options};
 
 /// The host's end, the VM, and the agent's end. The rings are small enough to be full now and then.
-fn vm() -> (AgentStream, Guest, GuestPort) {
+fn vm() -> (AgentStream, Guest, VirtioPort) {
     let (stream, port) = Options::new().capacity(SMALL).create().unwrap();
     let guest = Guest::boot(port);
     let agent = guest.open().unwrap();

@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 
 use super::WakePipe;
 use crate::error::Error;
-use crate::shared::{ConsoleSharedState, Wake};
+use crate::shared::ConsoleSharedState;
 
 /// How long the answer to an empty write takes; see rule 8.
 const EMPTY_WRITE: Duration = Duration::from_millis(100);
@@ -171,7 +171,7 @@ impl AgentConsoleBackend {
         match read {
             Some(0) if self.gave_data.load(Ordering::Relaxed) => {
                 // Rule 2. krun waits next, and must be back at once.
-                self.shared.rx_data.wake().signal();
+                self.shared.rx_data.wake_self();
                 Err(io::ErrorKind::WouldBlock.into())
             }
             Some(0) => Ok(0),
@@ -181,6 +181,11 @@ impl AgentConsoleBackend {
             }
             None => Err(io::ErrorKind::WouldBlock.into()),
         }
+    }
+
+    #[cfg(any(test, feature = "test-util"))]
+    pub(crate) fn shared(&self) -> Arc<ConsoleSharedState> {
+        Arc::clone(&self.shared)
     }
 
     /// [`read_wake_fd`](Self::read_wake_fd), while it is borrowed.

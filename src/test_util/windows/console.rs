@@ -6,7 +6,8 @@ use std::sync::{Arc, OnceLock};
 
 use super::client::PipeClient;
 use super::taken::Taken;
-use crate::sys::{AgentConsolePipeBridge, GuestEnd};
+use crate::port::AgentPort;
+use crate::sys::GuestEnd;
 
 /// Dropping it closes krun's end of the pipe, and ends the guest.
 pub(in crate::test_util) struct Console {
@@ -20,7 +21,8 @@ pub(in crate::test_util) struct Console {
 }
 
 impl Console {
-    pub(super) fn new(bridge: AgentConsolePipeBridge) -> Self {
+    pub(in crate::test_util) fn new(port: AgentPort) -> Self {
+        let bridge = port.into_bridge();
         Self {
             taken: bridge.taken(),
             end: bridge.end_handle(),
@@ -31,7 +33,7 @@ impl Console {
     }
 
     /// Called by one thread at a time.
-    pub(super) fn open(&self) -> io::Result<()> {
+    pub(in crate::test_util) fn open(&self) -> io::Result<()> {
         if self.pipe.get().is_none() {
             let _ = self.pipe.set(PipeClient::open(&self.pipe_name)?);
         }
@@ -46,7 +48,7 @@ impl Console {
         self.pipe().wait_until_readable(stop);
     }
 
-    pub(super) fn wake_reader(&self) {
+    pub(in crate::test_util) fn wake_reader(&self) {
         self.pipe().wake_reader();
     }
 

@@ -1,15 +1,13 @@
 //! The guest's end of the rings themselves.
 
 use std::io;
-use std::pin::pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, Wake};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::port::AgentPort;
 use crate::shared::ConsoleSharedState;
 use crate::sys::{AgentConsolePipeBridge, until};
+use crate::test_util::park::block_on;
 
 /// The guest's end without krun and its pipe, for tests that play the guest byte by byte. The stream can read at once what
 /// you write here, and the other way round.
@@ -62,6 +60,10 @@ impl RingEnd {
             shared: bridge.shared(),
             _bridge: bridge,
         }
+    }
+
+    pub(in crate::test_util) fn shared(&self) -> Arc<ConsoleSharedState> {
+        Arc::clone(&self.shared)
     }
 
     /// Copies bytes for the guest into `buf`, as many as there are. `Ok(0)` is the end.
@@ -162,29 +164,6 @@ impl RingEnd {
             if has_room || shared.guest_ends_if_stalled(before) {
                 return;
             }
-        }
-    }
-}
-
-/// Returns `None` if the future is not ready by `deadline`.
-fn block_on<F: Future>(future: F, deadline: Option<Instant>) -> Option<F::Output> {
-    struct Unpark(thread::Thread);
-    impl Wake for Unpark {
-        fn wake(self: Arc<Self>) {
-            self.0.unpark();
-        }
-    }
-
-    let mut future = pin!(future);
-    let waker = Arc::new(Unpark(thread::current())).into();
-    loop {
-        if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
-            return Some(output);
-        }
-        match deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())) {
-            None => thread::park(),
-            Some(Duration::ZERO) => return None,
-            Some(left) => thread::park_timeout(left),
         }
     }
 }

@@ -50,6 +50,7 @@ pub fn run_scenario(name: &str, log: &mut Log) -> io::Result<()> {
         "grpc" => block_on(protocols::grpc()),
         "mux" => block_on(protocols::mux()),
         "appear" => block_on(virtio_port::appear()),
+        "hang-up" => block_on(virtio_port::hang_up()),
         "tries" => block_on(virtio_port::tries()),
         "writer" => block_on(protocols::writer(log)),
         "fail" => Err(io::Error::other("as requested")),

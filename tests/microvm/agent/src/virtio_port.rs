@@ -2,13 +2,14 @@
 
 use std::fs;
 use std::future::poll_fn;
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, IoSlice};
 use std::path::{Path, PathBuf};
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use futures::future::poll_immediate;
-use tokio::io::{AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest};
 use tokio_krun::agent::VirtioPort;
 
 use crate::Log;
@@ -48,6 +49,51 @@ fn device(name: &str) -> io::Result<PathBuf> {
         }
     }
     Err(ErrorKind::NotFound.into())
+}
+
+/// Writes several buffers at once. Then leaves unread what the host has sent, and checks that its hang-up shows all the same.
+///
+/// Reports over the port "control": `r` when the host's bytes are there, `d` when all is done.
+pub async fn hang_up() -> io::Result<()> {
+    let mut control = VirtioPort::open(CONTROL).await?;
+    let mut port = VirtioPort::open(AGENT).await?;
+    expect(port.write(b"").await? == 0, "an empty write has written")?;
+    let buffers = [b"".as_slice(), b"in", b" one ", b"write"].map(IoSlice::new);
+    let written = port.write_vectored(&buffers).await?;
+    expect(written == 12, format!("wrote {written} bytes"))?;
+
+    let ready = port.ready(Interest::READABLE | Interest::WRITABLE).await?;
+    expect(
+        !ready.is_read_closed() && !ready.is_write_closed(),
+        "closed too early",
+    )?;
+    port.readable().await?;
+    control.write_all(b"r").await?;
+    // It is ready for the bytes that are there, so a wait for the hang-up alone would not wait.
+    while !port.ready(Interest::READABLE).await?.is_read_closed() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let ready = port.ready(Interest::READABLE | Interest::WRITABLE).await?;
+    expect(
+        ready.is_readable() && ready.is_write_closed(),
+        format!("{ready:?}"),
+    )?;
+    let (mut read, mut write) = port.into_split();
+    for bytes in [b"".as_slice(), b"too late"] {
+        for written in [write.write(bytes).await, write.try_write(bytes)] {
+            let broken = written
+                .as_ref()
+                .is_err_and(|error| error.kind() == ErrorKind::BrokenPipe);
+            expect(
+                broken,
+                format!("a write after the hang-up returned {written:?}"),
+            )?;
+        }
+    }
+    let mut left = Vec::new();
+    read.read_to_end(&mut left).await?;
+    expect(left == b"last", format!("{left:?} were left"))?;
+    control.write_all(b"d").await
 }
 
 /// How many chunks the port holds: 2 in the ring of the test, 32 in krun's default queue.
@@ -108,6 +154,13 @@ async fn write_chunk(port: Arc<Mutex<VirtioPort>>) -> io::Result<usize> {
 
 fn with_lock<T>(port: &Mutex<VirtioPort>, work: impl FnOnce(&mut VirtioPort) -> T) -> T {
     work(&mut port.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+fn expect(holds: bool, otherwise: impl Into<String>) -> io::Result<()> {
+    match holds {
+        true => Ok(()),
+        false => Err(unexpected(otherwise)),
+    }
 }
 
 fn unexpected(what: impl Into<String>) -> io::Error {
