@@ -129,7 +129,10 @@ async fn carry(
     Ok(amount)
 }
 
-async fn round_trips(stream: &mut AgentStream, mut agent: VirtioPort) -> std::io::Result<VirtioPort> {
+async fn round_trips(
+    stream: &mut AgentStream,
+    mut agent: VirtioPort,
+) -> std::io::Result<VirtioPort> {
     let echo = tokio::spawn(async move {
         let mut message = [0; 64];
         for _ in 0..ROUND_TRIPS {

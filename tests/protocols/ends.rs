@@ -17,7 +17,8 @@ use hyper::{Request, Response, server};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::task::JoinHandle;
-use tokio_krun::test_util::{Guest, GuestPort};
+use tokio_krun::agent::VirtioPort;
+use tokio_krun::test_util::Guest;
 use tokio_krun::{AgentStream, Options, PortHandle};
 use tokio_util::codec::{Framed, LinesCodec};
 
@@ -30,7 +31,7 @@ pub(crate) struct Vm {
 }
 
 impl Vm {
-    pub(crate) fn boot() -> (AgentStream, GuestPort, Self) {
+    pub(crate) fn boot() -> (AgentStream, VirtioPort, Self) {
         let (stream, port) = Options::new().capacity(SMALL).create().unwrap();
         let handle = port.handle();
         let guest = Guest::boot(port);
@@ -61,7 +62,7 @@ impl Vm {
     }
 
     /// Opens the port as soon as the agent has closed it. Its library may do so in a task of its own.
-    async fn reopen(&self) -> GuestPort {
+    async fn reopen(&self) -> VirtioPort {
         loop {
             match self.guest.open() {
                 Ok(agent) => return agent,
@@ -100,7 +101,7 @@ mod http {
     use super::*;
 
     /// An agent that answers one request with these bytes and then closes its port.
-    async fn answer_once(mut agent: GuestPort, response: &'static str) {
+    async fn answer_once(mut agent: VirtioPort, response: &'static str) {
         let mut request = Vec::new();
         while !request.ends_with(b"\r\n\r\n") {
             request.push(agent.read_u8().await.unwrap());
@@ -114,7 +115,7 @@ mod http {
     /// the connection open.
     async fn request(
         stream: AgentStream,
-        agent: GuestPort,
+        agent: VirtioPort,
         response: &'static str,
     ) -> (
         JoinHandle<Body>,

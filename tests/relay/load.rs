@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::time::Instant;
-use tokio_krun::test_util::GuestPort;
+use tokio_krun::agent::VirtioPort;
 
 use super::common::watchdog;
 use super::relay::client::Left;
@@ -18,7 +18,7 @@ use super::rig::{CONTROL_CAPACITY, Client, DATA_CAPACITY, KIB, MIB, Rig, Wire, b
 const LENGTHS: [usize; 8] = [1, 4096, 70_001, MAX_FRAME - HEAD, 0, 1_000_003, 32 * KIB, 5];
 
 /// Echoes every frame, except the relay's news. Tells what it received: from whom, of which kind, the relay's words.
-async fn echo(mut wire: Wire<GuestPort>, heard: mpsc::UnboundedSender<(u32, Kind, String)>) {
+async fn echo(mut wire: Wire<VirtioPort>, heard: mpsc::UnboundedSender<(u32, Kind, String)>) {
     while let Some(frame) = wire.reader.next().await {
         let words = match frame.kind() {
             Kind::Left => String::from_utf8(frame.body().to_vec()).unwrap(),

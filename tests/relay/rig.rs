@@ -10,7 +10,8 @@ use futures::StreamExt;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, spawn_blocking};
-use tokio_krun::test_util::{Guest, GuestPort};
+use tokio_krun::agent::VirtioPort;
+use tokio_krun::test_util::Guest;
 use tokio_krun::{AgentPort, Options, PortHandle};
 use tokio_util::codec::{FramedRead, LengthDelimitedCodec};
 
@@ -134,8 +135,8 @@ impl Vm {
 
 /// The agent's ends of the two ports.
 pub struct Agent {
-    pub control: Wire<GuestPort>,
-    pub data: Wire<GuestPort>,
+    pub control: Wire<VirtioPort>,
+    pub data: Wire<VirtioPort>,
 }
 
 pub struct Client {
