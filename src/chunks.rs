@@ -1,5 +1,6 @@
 //! The stream in chunks: `Bytes` in and out, without a copy.
 
+use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -46,8 +47,8 @@ pin_project_lite::pin_project! {
     ///
     /// With a shared borrow or an [`Arc`], any number of tasks can have chunks of their own of one stream. Each chunk is read by
     /// one of them. Items are written whole: nothing that another task writes comes between the bytes of one, also if it is
-    /// larger than the ring. They go in in the order in which their tasks began to wait. Closing the sink shuts the stream down
-    /// for all of them, so flush instead.
+    /// larger than the ring. Tasks that wait for room get it in the order in which they began to wait. Closing such a sink flushes
+    /// it, and leaves the stream open for the others.
     ///
     /// ```
     /// use std::sync::Arc;
@@ -110,7 +111,8 @@ pin_project_lite::pin_project! {
     /// is never dropped. Dropping the adapter drops an item that is not in the ring yet.
     ///
     /// A shared adapter whose `send` was cancelled keeps its place in the order, and the others wait behind it. So flush it
-    /// or drop it.
+    /// or drop it. If you drop it in the middle of an item that is larger than the ring, the guest has a part of that item, and
+    /// the next item follows: as the guest cannot tell, close the stream.
     ///
     /// [`write_bytes`](AgentStream::write_bytes) leaves nothing behind: what it has not written stays in your `Bytes`.
     ///
@@ -150,6 +152,10 @@ impl<T> Waiting<T> {
         Poll::Ready(result)
     }
 }
+
+// As the stream itself. No code of the caller's runs under a lock.
+impl<T> UnwindSafe for Waiting<T> {}
+impl<T> RefUnwindSafe for Waiting<T> {}
 
 impl<T> fmt::Debug for Waiting<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -466,8 +472,14 @@ impl<S: WriteChunks> Sink<Bytes> for Chunks<S> {
         let this = self.project();
         let host = this.stream.as_host();
         if this.stream.is_shared() {
-            if this.pending.is_empty() && this.writing.0.is_none() {
-                return Poll::Ready(Ok(()));
+            if this.writing.0.is_none() {
+                if this.pending.is_empty() {
+                    return Poll::Ready(Ok(()));
+                }
+                match ready!(host.poll_write_whole(cx, this.pending)) {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    written => return Poll::Ready(written),
+                }
             }
             return this.writing.poll(cx, || {
                 let (host, item) = (Arc::clone(host), mem::take(this.pending));
@@ -480,10 +492,12 @@ impl<S: WriteChunks> Sink<Bytes> for Chunks<S> {
         Poll::Ready(Ok(()))
     }
 
-    /// Flushes, and shuts the stream down for writing, without hanging up.
+    /// Flushes, and shuts the stream down for writing, without hanging up. If the stream is shared, it only flushes.
     fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.as_mut().poll_flush(cx))?;
-        self.stream.as_host().shut_down();
+        if !self.stream.is_shared() {
+            self.stream.as_host().shut_down();
+        }
         Poll::Ready(Ok(()))
     }
 }

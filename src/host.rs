@@ -7,6 +7,7 @@
 
 use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice, IoSliceMut};
+use std::mem;
 use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::pin::pin;
 use std::sync::Arc;
@@ -322,8 +323,12 @@ impl Host {
     }
 
     fn read_available_now(&self, buf: &mut BytesMut, limit: usize) -> Option<io::Result<usize>> {
+        // First, so that the buffer does not grow for nothing.
+        let has_bytes = self.shared.host_is_readable()?;
         let limit = limit.min(self.shared.host_unread().max(1));
-        buf.reserve(limit);
+        if has_bytes {
+            buf.reserve(limit);
+        }
         self.shared
             .host_read(limit, |bytes| buf.extend_from_slice(bytes))
     }
@@ -337,7 +342,7 @@ impl Host {
         now(self.shared.host_write(&[IoSlice::new(bytes)], Admit::Whole)).map(drop)
     }
 
-    pub(crate) fn try_write_bytes(&self, mut bytes: Bytes) -> Result<(), (Bytes, io::Error)> {
+    pub(crate) fn try_write_all_bytes(&self, mut bytes: Bytes) -> Result<(), (Bytes, io::Error)> {
         let written = self
             .check_fits(bytes.len())
             .and_then(|()| now(self.shared.host_write_bytes(&mut bytes, Admit::Whole)));
@@ -413,6 +418,16 @@ impl Host {
     }
 
     pub(crate) async fn write_bytes(&self, bytes: &mut Bytes) -> io::Result<usize> {
+        // If it has to wait, it takes its turn, so that it gets room beside tasks that reserve all of it again and again.
+        let found = poll_fn(|cx| {
+            let budget = ready!(coop::poll_proceed(cx));
+            budget.made_progress();
+            Poll::Ready(self.shared.host_write_bytes(bytes, Admit::Part))
+        });
+        if let Some(written) = found.await {
+            return written;
+        }
+        let _turn = self.turn.lock().await;
         let look = || self.shared.host_write_bytes(bytes, Admit::Part);
         self.until(&[Side::Writing], look).await?
     }
@@ -440,33 +455,45 @@ impl Host {
         self.claim(length).await
     }
 
-    /// For the task whose turn it is. It claims the room at once and then waits for it, so that no other write takes it.
+    /// For the task whose turn it is.
     async fn claim(&self, length: usize) -> io::Result<Permit<'_>> {
-        self.shared.host_claim(length);
-        let permit = Permit::of_claimed(&self.shared, length);
-        let look = || self.shared.host_has_claimed_room();
+        let _waits = GivesUp(&self.shared);
+        let look = || self.shared.host_claim(length);
         self.until(&[Side::Writing], look).await??;
-        Ok(permit)
+        Ok(Permit::of_claimed(&self.shared, length))
+    }
+
+    /// Writes all of `bytes`, or hands them back with `WouldBlock` if they must wait: see [`write_whole`](Self::write_whole).
+    /// Waits only for the task's budget.
+    pub(crate) fn poll_write_whole(
+        &self,
+        cx: &mut Context<'_>,
+        bytes: &mut Bytes,
+    ) -> Poll<io::Result<()>> {
+        let budget = ready!(coop::poll_proceed(cx));
+        let item = mem::take(bytes);
+        let written = match self.turn.try_lock() {
+            Ok(_turn) if item.len() <= self.capacity() => self.try_write_all_bytes(item),
+            _ => Err((item, io::ErrorKind::WouldBlock.into())),
+        };
+        budget.made_progress();
+        Poll::Ready(written.map_err(|(item, error)| {
+            *bytes = item;
+            error
+        }))
     }
 
     /// Writes all of `bytes`. Nothing of another task's comes between them.
     pub(crate) async fn write_whole(&self, mut bytes: Bytes) -> io::Result<()> {
-        poll_fn(coop::poll_proceed).await.made_progress();
-        if bytes.len() <= self.capacity() {
-            match self.try_write_bytes(bytes) {
-                Err((rest, error)) if error.kind() == io::ErrorKind::WouldBlock => bytes = rest,
-                written => return written.map_err(|(_, error)| error),
-            }
-            let permit = self.reserve(bytes.len()).await?;
-            return permit.write_all_bytes(bytes);
-        }
+        // Dropped after the turn, as that may run the caller's code.
+        let _item = bytes.clone();
         let _turn = self.turn.lock().await;
-        // Every other permit is used by then.
-        let permit = self.claim(self.capacity()).await?;
+        if bytes.len() <= self.capacity() {
+            return self.claim(bytes.len()).await?.write_all_bytes(bytes);
+        }
         let _exclusive = Exclusive::begin(&self.shared);
-        drop(permit);
         while !bytes.is_empty() {
-            let look = || self.shared.host_write_bytes(&mut bytes, Admit::Claimed);
+            let look = || self.shared.host_write_bytes(&mut bytes, Admit::Exclusive);
             self.until(&[Side::Writing], look).await??;
         }
         Ok(())
@@ -476,6 +503,15 @@ impl Host {
         let position = self.shared.host_written();
         let look = || self.shared.host_is_drained(position);
         self.until(&[Side::Draining], look).await?
+    }
+}
+
+/// Ends the wait of a claim that was dropped before it had its room.
+struct GivesUp<'a>(&'a ConsoleSharedState);
+
+impl Drop for GivesUp<'_> {
+    fn drop(&mut self) {
+        self.0.host_gives_up_claim();
     }
 }
 

@@ -1,6 +1,8 @@
 //! Room in the ring that is set aside for one write.
 
 use std::io::{self, IoSlice};
+use std::mem;
+use std::panic::{RefUnwindSafe, UnwindSafe};
 
 use bytes::Bytes;
 
@@ -11,7 +13,9 @@ use crate::stream::AgentStream;
 
 /// Room for one write, set aside by [`AgentStream::reserve`] or [`AgentStream::try_reserve`].
 ///
-/// No other write gets this room until you use the permit or drop it. What you do not use is given back.
+/// No other write gets this room until you use the permit or drop it. What you do not use is given back. So do not wait for room
+/// while you hold a permit: the room that you wait for may be your own. A permit that you [`forget`](std::mem::forget) takes its
+/// room away for good.
 ///
 /// # Examples
 ///
@@ -118,8 +122,8 @@ impl<'a> Permit<'a> {
         let length = bufs
             .iter()
             .fold(0, |sum: usize, buf| sum.saturating_add(buf.len()));
-        self.check(length)?;
-        self.written(self.shared.host_write(bufs, Admit::Claimed))
+        let (shared, claimed) = self.use_up(length)?;
+        done(shared.host_write(bufs, claimed))
     }
 
     /// Like [`write_all`](Self::write_all), without a copy if that pays: see [`Chunks`](crate::Chunks#writing).
@@ -141,29 +145,36 @@ impl<'a> Permit<'a> {
     /// # Ok(()) }
     /// ```
     pub fn write_all_bytes(self, mut bytes: Bytes) -> io::Result<()> {
-        self.check(bytes.len())?;
-        self.written(self.shared.host_write_bytes(&mut bytes, Admit::Claimed))
+        let (shared, claimed) = self.use_up(bytes.len())?;
+        done(shared.host_write_bytes(&mut bytes, claimed))
     }
 
-    fn check(&self, length: usize) -> io::Result<()> {
-        if length > self.length {
-            return Err(Error::TooLong {
-                length,
-                most: self.length,
-            }
-            .into());
+    /// For a write of `length` bytes, which uses the claim up whatever becomes of it.
+    fn use_up(mut self, length: usize) -> io::Result<(&'a ConsoleSharedState, Admit)> {
+        let most = mem::take(&mut self.length);
+        if length > most {
+            self.length = most;
+            return Err(Error::TooLong { length, most }.into());
         }
-        Ok(())
-    }
-
-    /// The room was there, so all was written unless writing has ended.
-    fn written(&self, written: Option<io::Result<usize>>) -> io::Result<()> {
-        written.map_or(Ok(()), |written| written.map(drop))
+        Ok((self.shared, Admit::Claimed(most as u64)))
     }
 }
 
+fn done(written: Option<io::Result<usize>>) -> io::Result<()> {
+    // The room was there, so it is never refused for lack of it.
+    written.map_or(Err(io::ErrorKind::WouldBlock.into()), |written| {
+        written.map(drop)
+    })
+}
+
+// As the stream itself. No code of the caller's runs under a lock.
+impl UnwindSafe for Permit<'_> {}
+impl RefUnwindSafe for Permit<'_> {}
+
 impl Drop for Permit<'_> {
     fn drop(&mut self) {
-        self.shared.host_unclaim(self.length);
+        if self.length > 0 {
+            self.shared.host_unclaim(self.length);
+        }
     }
 }

@@ -182,18 +182,23 @@ impl ConsoleSharedState {
         limit: usize,
         sink: impl FnMut(&[u8]),
     ) -> Option<io::Result<usize>> {
+        if self.has_host_ended() {
+            return Some(Ok(0));
+        }
         let (read, _given) = self.tx_ring.read(limit, sink);
-        let read = read.or_else(|| self.end_of_closed())?;
+        let read = read?;
         self.offer_tx_room();
         Some(self.unless_cut_off(read == 0, read))
     }
 
     /// The next chunk, without a copy if that pays; no bytes at the end.
     pub(crate) fn host_read_bytes(self: &Arc<Self>) -> Option<io::Result<Bytes>> {
-        let bytes = match self.tx_ring.read_chunk() {
-            Some(ReadChunk::Copied(bytes)) => bytes,
-            Some(ReadChunk::Held(chunk)) => Bytes::from_owner(Held::new(chunk, self)),
-            None => self.end_of_closed()?,
+        if self.has_host_ended() {
+            return Some(Ok(Bytes::new()));
+        }
+        let bytes = match self.tx_ring.read_chunk()? {
+            ReadChunk::Copied(bytes) => bytes,
+            ReadChunk::Held(chunk) => Bytes::from_owner(Held::new(chunk, self)),
         };
         self.offer_tx_room();
         Some(self.unless_cut_off(bytes.is_empty(), bytes))
@@ -201,7 +206,10 @@ impl ConsoleSharedState {
 
     /// A handle to the next chunk, which stays unread; no bytes at the end.
     pub(crate) fn host_peek(&self) -> Option<io::Result<Bytes>> {
-        let bytes = self.tx_ring.peek().or_else(|| self.end_of_closed())?;
+        if self.has_host_ended() {
+            return Some(Ok(Bytes::new()));
+        }
+        let bytes = self.tx_ring.peek()?;
         Some(self.unless_cut_off(bytes.is_empty(), bytes))
     }
 
@@ -221,12 +229,10 @@ impl ConsoleSharedState {
 
     /// Whether there are bytes, `Some(false)` at the end.
     pub(crate) fn host_is_readable(&self) -> Option<bool> {
-        self.tx_ring.is_readable().or_else(|| self.end_of_closed())
-    }
-
-    /// What a look that found nothing finds if the host has closed the stream: the end.
-    fn end_of_closed<T: Default>(&self) -> Option<T> {
-        self.has_host_ended().then(T::default)
+        if self.has_host_ended() {
+            return Some(false);
+        }
+        self.tx_ring.is_readable()
     }
 
     /// Whether the guest writes no more, or the host reads no more. What was written before may be unread.
@@ -242,8 +248,9 @@ impl ConsoleSharedState {
 
     /// How many bytes are there to read.
     pub(crate) fn host_unread(&self) -> usize {
-        // No truncation: it is at most twice the capacity.
-        self.tx_ring.unread() as usize
+        // Another task may read between the two numbers that this comes from. There are never more than twice the capacity.
+        let most = self.capacity().saturating_mul(2);
+        usize::try_from(self.tx_ring.unread()).map_or(most, |unread| unread.min(most))
     }
 
     fn offer_tx_room(&self) {
@@ -297,7 +304,7 @@ impl ConsoleSharedState {
         sources: &[IoSlice<'_>],
         admit: Admit,
     ) -> Option<io::Result<usize>> {
-        self.host_wrote(self.rx_ring.write(sources, admit))
+        self.host_wrote(self.rx_ring.write(sources, admit), admit)
     }
 
     /// Takes what `admit` allows from the front of `bytes`, without a copy if that pays.
@@ -307,13 +314,24 @@ impl ConsoleSharedState {
         admit: Admit,
     ) -> Option<io::Result<usize>> {
         let (written, _copied) = self.rx_ring.write_bytes(bytes, admit);
-        self.host_wrote(written)
+        self.host_wrote(written, admit)
     }
 
-    fn host_wrote<T>(&self, written: Result<T, Refused>) -> Option<io::Result<T>> {
+    fn host_wrote(
+        &self,
+        written: Result<usize, Refused>,
+        admit: Admit,
+    ) -> Option<io::Result<usize>> {
         // Even if nothing was written: see `Ring::write`.
         self.rx_data.notify_after_fence();
-        match written {
+        if matches!(admit, Admit::Claimed(_)) {
+            self.offer_unclaimed_room();
+        }
+        Self::host_outcome(written)
+    }
+
+    fn host_outcome<T>(outcome: Result<T, Refused>) -> Option<io::Result<T>> {
+        match outcome {
             Ok(written) => Some(Ok(written)),
             Err(Refused::Full) => None,
             Err(Refused::Closed) => Some(Err(Error::ShutDown.into())),
@@ -331,38 +349,51 @@ impl ConsoleSharedState {
 
     /// Sets room for `length` bytes aside, if there is room.
     pub(crate) fn host_try_claim(&self, length: usize) -> Option<io::Result<()>> {
-        self.host_wrote(self.rx_ring.try_claim(length))
+        self.host_claimed(self.rx_ring.try_claim(length))
     }
 
-    /// Sets room for `length` bytes aside before there is room. Only one task at a time may wait for that.
-    pub(crate) fn host_claim(&self, length: usize) {
-        self.rx_ring.claim(length);
-        // As after each use of the writer's side: see `Ring::write`.
-        self.rx_data.notify_after_fence();
+    /// The same for a task that waits: from its first call on, no other write gets the room, until it gets it or
+    /// [gives up](Self::host_gives_up_claim). Only one task at a time may do so.
+    pub(crate) fn host_claim(&self, length: usize) -> Option<io::Result<()>> {
+        self.host_claimed(self.rx_ring.claim(length))
     }
 
-    /// Whether there is all the room that is claimed, an error if there never will be.
-    pub(crate) fn host_has_claimed_room(&self) -> Option<io::Result<()>> {
-        if self.rx_ring.is_closed() {
-            return Some(Err(Error::ShutDown.into()));
+    fn host_claimed(&self, claimed: Result<(), Refused>) -> Option<io::Result<()>> {
+        self.used_writer_without_writing();
+        Self::host_outcome(claimed)
+    }
+
+    pub(crate) fn host_gives_up_claim(&self) {
+        if self.rx_ring.give_up_claim() {
+            self.used_writer_without_writing();
+            self.offer_unclaimed_room();
         }
-        if self.rx_ring.is_abandoned() {
-            return Some(Err(Error::GuestGone.into()));
-        }
-        self.rx_ring.has_wanted_room().then_some(Ok(()))
     }
 
     /// Gives claimed room back.
     pub(crate) fn host_unclaim(&self, length: usize) {
         self.rx_ring.unclaim(length);
-        self.rx_room.notify();
+        self.used_writer_without_writing();
+        self.offer_unclaimed_room();
     }
 
-    /// Sets aside all room that is or becomes free, or ends that.
+    /// Sets aside all room for one long write, once no claim is left, or ends that.
     pub(crate) fn host_set_exclusive(&self, exclusive: bool) {
         self.rx_ring.set_exclusive(exclusive);
-        self.rx_data.notify_after_fence();
-        self.rx_room.notify();
+        self.used_writer_without_writing();
+        self.offer_unclaimed_room();
+    }
+
+    /// Wakes a guest that looked in vain because the writer's lock was held: see `Ring::write`.
+    fn used_writer_without_writing(&self) {
+        self.rx_data
+            .notify_if_after_fence(|| self.rx_ring.has_unread());
+    }
+
+    /// After a fence, to the host's own tasks: others may use the room now.
+    fn offer_unclaimed_room(&self) {
+        self.rx_room
+            .notify_if_after_fence(|| self.rx_ring.has_wanted_room());
     }
 
     /// The position after everything written so far.
@@ -481,7 +512,10 @@ impl ConsoleSharedState {
         // Even if nothing was written: see `Ring::write`.
         self.tx_data.notify_after_fence();
         match written {
-            Ok(written) => Some(written),
+            Ok(written) => {
+                self.tx_ring.want(0);
+                Some(written)
+            }
             Err(Refused::Full) => {
                 let part = admit == Admit::Part;
                 self.tx_ring.want(if part { 1 } else { source.len() });

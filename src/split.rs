@@ -253,9 +253,9 @@ impl<'a> WriteHalf<'a> {
         self.host.try_write_all(buf)
     }
 
-    /// Writes all or nothing, without a copy: equivalent to [`AgentStream::try_write_bytes`].
-    pub fn try_write_bytes(&self, bytes: Bytes) -> Result<(), (Bytes, io::Error)> {
-        self.host.try_write_bytes(bytes)
+    /// Writes all or nothing, without a copy: equivalent to [`AgentStream::try_write_all_bytes`].
+    pub fn try_write_all_bytes(&self, bytes: Bytes) -> Result<(), (Bytes, io::Error)> {
+        self.host.try_write_all_bytes(bytes)
     }
 
     /// Waits until the guest's device has taken everything written: equivalent to [`AgentStream::drained`].
@@ -264,7 +264,7 @@ impl<'a> WriteHalf<'a> {
     }
 
     /// Hangs up: equivalent to [`AgentStream::hang_up`].
-    pub fn hang_up(&mut self) {
+    pub fn hang_up(&self) {
         self.host.hang_up();
     }
 }

@@ -350,7 +350,7 @@ impl AgentStream {
     /// assert_eq!(error.kind(), ErrorKind::BrokenPipe);
     /// # Ok(()) }
     /// ```
-    pub fn hang_up(&mut self) {
+    pub fn hang_up(&self) {
         self.host.hang_up();
     }
 

@@ -118,7 +118,7 @@ async fn more_than_the_ring_is_an_error_at_once() {
         stream.reserve(usize::MAX).await.unwrap_err(),
         stream.try_reserve(SMALL + 1).unwrap_err(),
         stream.try_write_all(&too_long).unwrap_err(),
-        stream.try_write_bytes(too_long.into()).unwrap_err().1,
+        stream.try_write_all_bytes(too_long.into()).unwrap_err().1,
     ];
     for error in errors {
         assert_eq!(error.kind(), ErrorKind::InvalidInput);
@@ -290,7 +290,7 @@ async fn whole_writes_fail_once_writing_has_ended() {
         errors.push(stream.try_reserve(1).unwrap_err());
         errors.push(stream.try_write_all(b"too late").unwrap_err());
         let (bytes, error) = stream
-            .try_write_bytes(Bytes::from_static(b"too late"))
+            .try_write_all_bytes(Bytes::from_static(b"too late"))
             .unwrap_err();
         assert_eq!(bytes, "too late");
         errors.push(error);
@@ -316,16 +316,16 @@ async fn all_or_nothing() {
     );
     let bytes = Bytes::from(frame.clone());
     let address = bytes.as_ptr();
-    let (bytes, error) = stream.try_write_bytes(bytes).unwrap_err();
+    let (bytes, error) = stream.try_write_all_bytes(bytes).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::WouldBlock);
     assert_eq!((bytes.as_ptr(), bytes.len()), (address, frame.len()));
     assert_eq!(take(&backend, frame.len()), frame);
     assert_eq!(queued(&stream), 0);
 
-    stream.try_write_bytes(bytes).unwrap();
+    stream.try_write_all_bytes(bytes).unwrap();
     assert_eq!(take(&backend, frame.len()), frame);
     stream.try_write_all(b"").unwrap();
-    stream.try_write_bytes(Bytes::new()).unwrap();
+    stream.try_write_all_bytes(Bytes::new()).unwrap();
     assert_eq!(queued(&stream), 0);
 }
 

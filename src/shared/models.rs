@@ -361,10 +361,8 @@ fn end_of_long_write_wakes_host_writer() {
 
 /// A task whose turn it is waits for room.
 fn host_waits_to_claim(shared: &ConsoleSharedState, length: usize) -> io::Result<Permit<'_>> {
-    shared.host_claim(length);
-    let permit = Permit::of_claimed(shared, length);
-    let look = || shared.host_has_claimed_room();
-    until(&shared.rx_room, look).map(|()| permit)
+    let look = || shared.host_claim(length);
+    until(&shared.rx_room, look).map(|()| Permit::of_claimed(shared, length))
 }
 
 /// A task gives up while it waits, and the next one waits for less.
@@ -376,11 +374,9 @@ fn next_claim_is_woken_after_one_that_gave_up() {
         let guest = spawn(&shared, |shared| {
             assert_eq!(shared.guest_read(&mut [0]), Some(1))
         });
-        shared.host_claim(2);
-        let given_up = Permit::of_claimed(&shared, 2);
         shared.rx_room.arm();
-        assert!(shared.host_has_claimed_room().is_none());
-        drop(given_up);
+        assert!(shared.host_claim(2).is_none());
+        shared.host_gives_up_claim();
         host_waits_to_claim(&shared, 1)
             .unwrap()
             .write_all(&[3])
@@ -400,19 +396,19 @@ fn claim_and_write_that_wait_are_both_woken() {
             assert_eq!(shared.guest_read(&mut [0]), Some(1));
             assert_eq!(shared.guest_read(&mut [0]), Some(1));
         });
-        shared.host_claim(1);
-        let mut claimed = Some(Permit::of_claimed(&shared, 1));
-        let mut write = Some([IoSlice::new(&[3])]);
+        let (mut claimed, mut written) = (false, false);
         until(&shared.rx_room, || {
-            if let Some(result) = claimed.as_ref().and(shared.host_has_claimed_room()) {
+            if !claimed && let Some(result) = shared.host_claim(1) {
                 result.unwrap();
-                claimed.take().unwrap().write_all(&[4]).unwrap();
+                claimed = true;
+                Permit::of_claimed(&shared, 1).write_all(&[4]).unwrap();
             }
-            if let Some(bytes) = &write {
-                shared.host_write(bytes, Admit::Part)?.unwrap();
-                write = None;
+            if !written {
+                let bytes = [IoSlice::new(&[3])];
+                shared.host_write(&bytes, Admit::Part)?.unwrap();
+                written = true;
             }
-            claimed.is_none().then_some(())
+            claimed.then_some(())
         });
         guest.join().unwrap();
         assert_eq!(shared.stats().rx.queued, 2);
@@ -576,7 +572,7 @@ fn guest_reader_meets(work: fn(&ConsoleSharedState)) {
 
 #[test]
 fn guest_reader_that_meets_claim_is_woken() {
-    guest_reader_meets(|shared| shared.host_claim(1));
+    guest_reader_meets(|shared| drop(shared.host_claim(1)));
 }
 
 #[test]

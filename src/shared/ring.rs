@@ -15,8 +15,8 @@
 //! A reader may take a chunk away as [`Bytes`] without a copy. Its bytes count against the bound until the last
 //! handle to them is dropped. So **read** and **released** are two positions. Peeking at a chunk changes neither.
 //!
-//! The writer's side may **claim** room for certain writes. Other writes get only what is left. A claim may be made before there
-//! is room for it; then other writes get none until there is.
+//! The writer's side may **claim** room for certain writes. Other writes get only what is left. A claim that finds too little room
+//! may wait for it; then other writes get only what that leaves, too.
 //!
 //! Each side's counters have cache lines of their own, and the writer looks at the reader's only when the room
 //! that it knows of is not enough.
@@ -65,6 +65,12 @@ struct Put {
     written: AtomicU64,
     /// The most bytes that were in the ring at once.
     high_water: AtomicU64,
+    /// Room that is set aside for certain writes.
+    claimed: AtomicU64,
+    /// Room that is to be set aside next, once there is so much.
+    awaited: AtomicU64,
+    /// All room is for one long write.
+    exclusive: AtomicBool,
 }
 
 /// Changed by the reader, under its lock except for `released`.
@@ -86,12 +92,8 @@ struct Ends {
     abandoned: AtomicBool,
     /// The position at which the reader went.
     abandoned_at: AtomicU64,
-    /// The room that the writer waits for, beyond what is claimed.
+    /// The room that the last write needed, if it was refused.
     wanted: AtomicU64,
-    /// Room that is set aside for certain writes. It grows only under the writer's lock.
-    claimed: AtomicU64,
-    /// All room is set aside for one long write. It changes only under the writer's lock.
-    exclusive: AtomicBool,
     /// Writes that found no room.
     refused: AtomicU64,
     /// Bytes that counted as read but went to nobody.
@@ -119,8 +121,6 @@ impl Ring {
                 abandoned: AtomicBool::new(false),
                 abandoned_at: AtomicU64::new(u64::MAX),
                 wanted: AtomicU64::new(0),
-                claimed: AtomicU64::new(0),
-                exclusive: AtomicBool::new(false),
                 refused: AtomicU64::new(0),
                 swept: AtomicU64::new(0),
                 discarded: AtomicU64::new(0),

@@ -289,14 +289,14 @@ impl AgentStream {
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
     /// let (stream, _port) = Options::new().capacity(32 * 1024).create()?;
     /// let frame = Bytes::from(vec![7; 20_000]);
-    /// assert!(stream.try_write_bytes(frame.clone()).is_ok());
-    /// let (rejected, error) = stream.try_write_bytes(frame.clone()).unwrap_err();
+    /// assert!(stream.try_write_all_bytes(frame.clone()).is_ok());
+    /// let (rejected, error) = stream.try_write_all_bytes(frame.clone()).unwrap_err();
     /// assert_eq!(rejected, frame);
     /// # assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
     /// # Ok(()) }
     /// ```
-    pub fn try_write_bytes(&self, bytes: Bytes) -> Result<(), (Bytes, io::Error)> {
-        self.host.try_write_bytes(bytes)
+    pub fn try_write_all_bytes(&self, bytes: Bytes) -> Result<(), (Bytes, io::Error)> {
+        self.host.try_write_all_bytes(bytes)
     }
 
     /// Waits until the guest's device has taken everything written before this call, like `tcdrain(3)` for a terminal.

@@ -384,7 +384,7 @@ impl Run {
                 let Some(half) = write else { return };
                 let expected = self.whole(length);
                 self.write_whole(length, expected, |bytes| {
-                    let written = half.try_write_bytes(Bytes::copy_from_slice(bytes));
+                    let written = half.try_write_all_bytes(Bytes::copy_from_slice(bytes));
                     written.map_err(|(rejected, error)| {
                         assert!(rejected == bytes, "not all bytes were handed back");
                         error

@@ -212,11 +212,9 @@ fn claim_that_waits_is_woken() {
         let shared = Arc::new((Ring::new(2, 1), Signal::new(Counted)));
         write(&shared.0, &[1, 2]).unwrap();
         let claimer = spawn(&shared, |(ring, room)| {
-            ring.claim(2);
-            room.until(|| ring.has_wanted_room().then_some(()));
+            room.until(|| ring.claim(2).ok());
             let bytes = [IoSlice::new(&[3, 4])];
-            assert_eq!(ring.write(&bytes, Admit::Claimed), Ok(2));
-            ring.unclaim(2);
+            assert_eq!(ring.write(&bytes, Admit::Claimed(2)), Ok(2));
         });
         let (ring, room) = &*shared;
         let mut bytes = Vec::new();
@@ -239,8 +237,7 @@ fn claimed_room_goes_to_no_other_write() {
             let claimed = ring.try_claim(2).is_ok();
             if claimed {
                 let bytes = [IoSlice::new(&[1, 2])];
-                assert_eq!(ring.write(&bytes, Admit::Claimed), Ok(2));
-                ring.unclaim(2);
+                assert_eq!(ring.write(&bytes, Admit::Claimed(2)), Ok(2));
             }
             claimed
         });
@@ -257,19 +254,17 @@ fn claim_that_waits_sees_what_another_permit_wrote() {
         shared.0.try_claim(1).unwrap();
         let holder = spawn(&shared, |(ring, room)| {
             let bytes = [IoSlice::new(&[1])];
-            assert_eq!(ring.write(&bytes, Admit::Claimed), Ok(1));
-            ring.unclaim(1);
-            room.notify();
+            assert_eq!(ring.write(&bytes, Admit::Claimed(1)), Ok(1));
+            room.notify_if_after_fence(|| ring.has_wanted_room());
             while read(ring, 1, |_| {}).is_none() {
                 thread::yield_now();
             }
             room.notify_if(|| ring.is_worth_waking_writer());
         });
         let (ring, room) = &*shared;
-        ring.claim(2);
-        room.until(|| ring.has_wanted_room().then_some(()));
+        room.until(|| ring.claim(2).ok());
         let bytes = [IoSlice::new(&[2, 3])];
-        assert_eq!(ring.write(&bytes, Admit::Claimed), Ok(2));
+        assert_eq!(ring.write(&bytes, Admit::Claimed(2)), Ok(2));
         holder.join().unwrap();
     });
 }
@@ -288,10 +283,9 @@ fn claim_that_meets_write_gets_all_its_room() {
             }
         });
         let (ring, room) = &*shared;
-        ring.claim(2);
-        room.until(|| ring.has_wanted_room().then_some(()));
+        room.until(|| ring.claim(2).ok());
         let bytes = [IoSlice::new(&[2, 3])];
-        assert_eq!(ring.write(&bytes, Admit::Claimed), Ok(2));
+        assert_eq!(ring.write(&bytes, Admit::Claimed(2)), Ok(2));
         other.join().unwrap();
     });
 }
@@ -301,9 +295,7 @@ fn claim_that_meets_write_gets_all_its_room() {
 fn nothing_comes_between_pieces_of_long_write() {
     bounded(3).check(|| {
         let ring = Arc::new(Ring::new(2, 1));
-        ring.claim(2);
         ring.set_exclusive(true);
-        ring.unclaim(2);
         let other = spawn(&ring, |ring| {
             let mut bytes = Vec::new();
             read(ring, 1, |part| bytes.extend_from_slice(part));
@@ -318,7 +310,7 @@ fn nothing_comes_between_pieces_of_long_write() {
         });
         let mut rest = &[1, 2, 3][..];
         while !rest.is_empty() {
-            match ring.write(&[IoSlice::new(rest)], Admit::Claimed) {
+            match ring.write(&[IoSlice::new(rest)], Admit::Exclusive) {
                 Ok(written) => rest = &rest[written..],
                 Err(refused) => {
                     assert_eq!(refused, Refused::Full);
@@ -328,6 +320,28 @@ fn nothing_comes_between_pieces_of_long_write() {
         }
         ring.set_exclusive(false);
         other.join().unwrap();
+    });
+}
+
+/// It begins once the room that was promised before is used.
+#[test]
+fn long_write_waits_for_claims() {
+    bounded(3).check(|| {
+        let shared = Arc::new((Ring::new(2, 1), Signal::new(Counted)));
+        shared.0.try_claim(1).unwrap();
+        let holder = spawn(&shared, |(ring, room)| {
+            let bytes = [IoSlice::new(&[1])];
+            assert_eq!(ring.write(&bytes, Admit::Claimed(1)), Ok(1));
+            room.notify_if_after_fence(|| ring.has_wanted_room());
+        });
+        let (ring, room) = &*shared;
+        ring.set_exclusive(true);
+        let bytes = [IoSlice::new(&[2, 3])];
+        assert_eq!(room.until(|| ring.write(&bytes, Admit::Exclusive).ok()), 1);
+        holder.join().unwrap();
+        let mut bytes = Vec::new();
+        read(ring, 2, |part| bytes.extend_from_slice(part));
+        assert_eq!(bytes, [1, 2]);
     });
 }
 

@@ -203,7 +203,9 @@ impl Ring {
     /// that can go on is woken before the reader sleeps.
     pub(crate) fn is_worth_waking_writer(&self) -> bool {
         let room = self.room();
-        self.is_wanted(room) && (room >= self.capacity / 2 || !self.has_unread())
+        let claimed = self.claimed();
+        let half = self.capacity.saturating_sub(claimed) / 2;
+        self.is_wanted(room) && (room.saturating_sub(claimed) >= half || !self.has_unread())
     }
 
     /// Whether bytes were written that were not read. A look may not find them yet, as the writer may be at them.

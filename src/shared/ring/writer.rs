@@ -17,8 +17,10 @@ pub(crate) enum Admit {
     Part,
     /// All of it or nothing. Of a write larger than the ring, a ringful.
     Whole,
-    /// As much as fits, also of the room that is claimed. Only for those who have [claimed](Ring::claim) it.
-    Claimed,
+    /// All of it, for which there is [claimed](Ring::claim) room. The claim, of this many bytes, is used up.
+    Claimed(u64),
+    /// As much as fits, once no claim is left. Only while the ring is [exclusive](Ring::set_exclusive).
+    Exclusive,
     /// All of it, without ever waiting. The ring holds up to twice its capacity; from the first byte that does not
     /// fit, everything is discarded and the writer has ended. So nothing is ever read from behind a gap.
     Quiesced,
@@ -132,18 +134,17 @@ impl Ring {
 
     /// How many of `length` bytes may be written now.
     fn admit(&self, writer: &mut Writer, length: usize, admit: Admit) -> Result<usize, Refused> {
-        // Relaxed: it is stored under the lock.
-        if self.ends.closed.load(Ordering::Relaxed) {
-            return Err(Refused::Closed);
+        if let Admit::Claimed(claim) = admit {
+            self.set_claimed(self.claimed().saturating_sub(claim));
         }
-        if self.ends.abandoned.load(Ordering::Relaxed) {
-            return Err(Refused::Abandoned);
-        }
+        self.check_ends()?;
         let length = length as u64;
         let (least, bound) = match admit {
             Admit::Part => (length.min(1), self.unclaimed()),
             Admit::Whole => (length.min(self.capacity), self.unclaimed()),
-            Admit::Claimed => (length.min(1), self.capacity),
+            Admit::Claimed(_) => (length, self.capacity.saturating_sub(self.claimed())),
+            Admit::Exclusive if self.claimed() != 0 => return Err(Refused::Full),
+            Admit::Exclusive => (length.min(1), self.capacity),
             Admit::Quiesced => (0, self.capacity.saturating_mul(2)),
         };
         let mut room = self.known_room(writer, bound);
@@ -236,83 +237,120 @@ impl Ring {
         self.taken.released.load(Ordering::Relaxed)
     }
 
-    /// Makes [`has_wanted_room`](Self::has_wanted_room) wait for as much as a write of `length` bytes needs. The writer then
-    /// looks at the room itself before it sleeps.
+    fn check_ends(&self) -> Result<(), Refused> {
+        // Relaxed: it is stored under the lock.
+        if self.ends.closed.load(Ordering::Relaxed) {
+            return Err(Refused::Closed);
+        }
+        if self.ends.abandoned.load(Ordering::Relaxed) {
+            return Err(Refused::Abandoned);
+        }
+        Ok(())
+    }
+
+    /// Makes [`has_wanted_room`](Self::has_wanted_room) wait for as much as a write of `length` bytes needs.
     pub(crate) fn want(&self, length: usize) {
+        // Relaxed: the writer looks at the room itself before it sleeps.
         let wanted = self.capacity.min(length as u64);
-        self.ends.wanted.store(wanted, Ordering::Relaxed);
+        // Seldom another, so the cache line stays shared.
+        if self.ends.wanted.load(Ordering::Relaxed) != wanted {
+            self.ends.wanted.store(wanted, Ordering::Relaxed);
+        }
     }
 
-    /// Whether there is the room that is wanted and all that is claimed, or nothing will ever be taken.
+    /// Whether there is the room that is wanted or awaited, or nothing will ever be taken.
     pub(crate) fn has_wanted_room(&self) -> bool {
-        // First: whoever sees a claim given back also sees, in the room, what was written of it.
-        let needed = self.needed_room();
-        self.has_ended() || self.room() >= needed
+        self.is_wanted(self.room())
     }
 
-    /// For the reader, to whom too much room means only a wake for nothing.
     pub(super) fn is_wanted(&self, room: u64) -> bool {
-        self.has_ended() || room >= self.needed_room()
-    }
-
-    fn needed_room(&self) -> u64 {
-        let wanted = self.ends.wanted.load(Ordering::Relaxed);
-        self.claimed().saturating_add(wanted)
-    }
-
-    fn has_ended(&self) -> bool {
-        self.ends.closed.load(Ordering::Relaxed) || self.ends.abandoned.load(Ordering::Relaxed)
+        let ends = &self.ends;
+        let ended = ends.closed.load(Ordering::Relaxed) || ends.abandoned.load(Ordering::Relaxed);
+        // A look without the lock may see only a part of a change. Whoever changes it notifies afterwards.
+        let needed = self.claimed().saturating_add(self.awaited());
+        ended || room >= needed.saturating_add(ends.wanted.load(Ordering::Relaxed))
     }
 
     /// Whether a write of at least one byte would be taken.
     pub(crate) fn has_room(&self) -> bool {
-        self.room() > self.capacity.saturating_sub(self.unclaimed())
+        self.queued() < self.unclaimed()
     }
 
-    /// Sets room for `length` bytes aside, at once or not at all. `length` is at most the capacity.
+    /// Sets room for `length` bytes aside, if there is room. `length` is at most the capacity.
     pub(crate) fn try_claim(&self, length: usize) -> Result<(), Refused> {
         self.with_writer(|writer| {
             self.admit(writer, length, Admit::Whole)?;
-            self.ends
-                .claimed
-                .fetch_add(length as u64, Ordering::Relaxed);
+            self.set_claimed(self.claimed().saturating_add(length as u64));
             Ok(())
         })
     }
 
-    /// Sets room for `length` bytes aside before there is room: wait until [`has_wanted_room`](Self::has_wanted_room). Only
-    /// one may wait at a time. `length` is at most the capacity.
-    pub(crate) fn claim(&self, length: usize) {
-        self.with_writer(|_| {
-            self.ends
-                .claimed
-                .fetch_add(length as u64, Ordering::Relaxed);
-        });
+    /// The same, but if there is too little room, no other write gets it from now on: call it again, or
+    /// [give up](Self::give_up_claim). Only one caller at a time waits like this.
+    pub(crate) fn claim(&self, length: usize) -> Result<(), Refused> {
+        self.with_writer(|writer| {
+            self.check_ends()?;
+            let length = length as u64;
+            self.see_released(writer);
+            let claimed = self.claimed().saturating_add(length);
+            if self.known_room(writer, self.capacity) >= claimed {
+                self.set_claimed(claimed);
+                self.await_room(0);
+                return Ok(());
+            }
+            if self.awaited() == 0 {
+                self.ends.refused.fetch_add(1, Ordering::Relaxed);
+            }
+            self.await_room(length);
+            Err(Refused::Full)
+        })
     }
 
-    /// Gives claimed room back. What was written of it is no longer claimed either.
+    /// Ends the wait of [`claim`](Self::claim), if there is one.
+    pub(crate) fn give_up_claim(&self) -> bool {
+        // Relaxed: only the caller has made it wait.
+        let waits = self.awaited() != 0;
+        if waits {
+            self.with_writer(|_| self.await_room(0));
+        }
+        waits
+    }
+
+    /// Gives claimed room back.
     pub(crate) fn unclaim(&self, length: usize) {
-        // Pairs with the load in `claimed`, for `has_wanted_room`.
-        self.ends
-            .claimed
-            .fetch_sub(length as u64, Ordering::Release);
+        self.with_writer(|_| self.set_claimed(self.claimed().saturating_sub(length as u64)));
     }
 
-    /// Sets aside all room that is or becomes free, or ends that.
+    /// Sets aside all room for writes with [`Admit::Exclusive`], or ends that.
     pub(crate) fn set_exclusive(&self, exclusive: bool) {
-        self.with_writer(|_| self.ends.exclusive.store(exclusive, Ordering::Relaxed));
+        self.with_writer(|_| self.put.exclusive.store(exclusive, Ordering::Relaxed));
     }
 
-    fn claimed(&self) -> u64 {
-        self.ends.claimed.load(Ordering::Acquire)
+    /// For the holder of the lock.
+    fn set_claimed(&self, claimed: u64) {
+        self.put.claimed.store(claimed, Ordering::Relaxed);
+    }
+
+    /// For the holder of the lock.
+    fn await_room(&self, length: u64) {
+        self.put.awaited.store(length, Ordering::Relaxed);
+    }
+
+    pub(super) fn claimed(&self) -> u64 {
+        self.put.claimed.load(Ordering::Relaxed)
+    }
+
+    fn awaited(&self) -> u64 {
+        self.put.awaited.load(Ordering::Relaxed)
     }
 
     /// How full the ring may get by writes without a claim.
     fn unclaimed(&self) -> u64 {
-        if self.ends.exclusive.load(Ordering::Relaxed) {
+        if self.put.exclusive.load(Ordering::Relaxed) {
             return 0;
         }
-        self.capacity.saturating_sub(self.claimed())
+        let set_aside = self.claimed().saturating_add(self.awaited());
+        self.capacity.saturating_sub(set_aside)
     }
 
     /// The position after the last byte written.
