@@ -292,10 +292,10 @@ impl Ring {
 
     /// Gives claimed room back. What was written of it is no longer claimed either.
     pub(crate) fn unclaim(&self, length: usize) {
-        // Pairs with the load in `claimed`, for `has_wanted_room`.
+        // Relaxed: the fence that a write ends with pairs with the load in `claimed`.
         self.ends
             .claimed
-            .fetch_sub(length as u64, Ordering::Release);
+            .fetch_sub(length as u64, Ordering::Relaxed);
     }
 
     /// Sets aside all room that is or becomes free, or ends that.
