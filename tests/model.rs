@@ -73,11 +73,7 @@ fn step(capacity: usize) -> impl Strategy<Value = Step> {
 }
 
 fn how() -> impl Strategy<Value = Use> {
-    prop_oneof![
-        Just(Use::WriteAll),
-        Just(Use::WriteAllVectored),
-        Just(Use::WriteAllBytes)
-    ]
+    prop_oneof![Just(Use::Slice), Just(Use::Slices), Just(Use::Bytes)]
 }
 
 fn setup() -> impl Strategy<Value = Setup> {

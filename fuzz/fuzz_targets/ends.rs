@@ -36,7 +36,7 @@ fn length(u: &mut Unstructured<'_>) -> Result<usize> {
 }
 
 fn how(u: &mut Unstructured<'_>) -> Result<Use> {
-    Ok(*u.choose(&[Use::WriteAll, Use::WriteAllVectored, Use::WriteAllBytes])?)
+    Ok(*u.choose(&[Use::Slice, Use::Slices, Use::Bytes])?)
 }
 
 fn step(u: &mut Unstructured<'_>, kinds: u8) -> Result<Step> {

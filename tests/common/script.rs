@@ -89,7 +89,7 @@ pub(crate) enum Step {
     TryReserve(usize),
     /// Polled once, and dropped if pending. Keeps the permit.
     Reserve(usize),
-    /// Which of the kept permits, how it is used, and how much of it. A byte too much is refused.
+    /// Which of the kept permits, and how many bytes it is used for: up to one too many, which is refused.
     UsePermit(usize, Use, usize),
     UseWholePermit(usize, Use),
     DropPermit(usize),
@@ -102,12 +102,12 @@ pub(crate) enum Step {
     Close(By),
 }
 
-/// How a permit is used.
+/// What is written with a permit.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Use {
-    WriteAll,
-    WriteAllVectored,
-    WriteAllBytes,
+    Slice,
+    Slices,
+    Bytes,
 }
 
 /// Who closes the stream.
@@ -841,12 +841,12 @@ impl Run {
             Ok(())
         };
         self.write_whole(length, expected, |bytes| match how {
-            Use::WriteAll => permit.write_all(bytes),
-            Use::WriteAllVectored => {
+            Use::Slice => permit.write_all(bytes),
+            Use::Slices => {
                 let (first, second) = bytes.split_at(length / 2);
                 permit.write_all_vectored(&[first, second].map(IoSlice::new))
             }
-            Use::WriteAllBytes => permit.write_all_bytes(Bytes::copy_from_slice(bytes)),
+            Use::Bytes => permit.write_all_bytes(Bytes::copy_from_slice(bytes)),
         });
     }
 
