@@ -118,6 +118,7 @@
 //! | lines, or JSON by lines | [`Framed`] with `LinesCodec`, or `AsyncBufReadExt` on the stream itself |
 //! | HTTP/1, HTTP/2 | hyper-util's `TokioIo`, then hyper's `handshake` or `serve_connection` |
 //! | gRPC | `TokioIo` in a tonic `connect_with_connector`; for a server on either side, the feature `tonic014`: `serve_with_incoming` with its `Incoming` |
+//! | TLS, websockets | tokio-rustls's `TlsConnector` or `TlsAcceptor`; tokio-tungstenite's `client_async` or `accept_async` |
 //! | several streams at once | [`compat`], then a yamux `Connection` |
 //! | tarpc, ttrpc | `tarpc::serde_transport::new` with frames; `ttrpc::asynchronous::transport::Socket::new` |
 //!
@@ -134,7 +135,7 @@
 //! | frames, lines | no | agree on a last message |
 //! | HTTP/1 body with a length or in chunks | yes | |
 //! | HTTP/1 body that lasts until the connection closes | no | let the agent send a length or chunks; the other way it ends, as hyper's server drops the stream |
-//! | HTTP/1 connection | after `connection: close`, also in the agent's request; HTTP/1.0 always | otherwise drop hyper's `SendRequest`, or the server's connection |
+//! | HTTP/1 connection | after `connection: close`, also in the agent's request, and with HTTP/1.0 unless it is kept alive | otherwise drop hyper's `SendRequest`, or the server's connection |
 //! | HTTP/2, gRPC | yes: dropping hyper's or tonic's client says goodbye; a server says it in its graceful shutdown | |
 //! | TLS | yes, each direction on its own, if the agent calls `shutdown` on its TLS stream, which sends `close_notify` | call `shutdown` too: the agent's read fails if you drop yours without |
 //! | websocket server | yes, if the agent closes the websocket | |

@@ -884,8 +884,8 @@ impl Run {
             (Poll::Ready(Err(io::ErrorKind::BrokenPipe)), 0)
         } else if length <= self.room() {
             (Poll::Ready(Ok(())), length)
-        } else if length > self.setup.capacity && self.room() == self.setup.capacity {
-            (Poll::Pending, self.setup.capacity)
+        } else if length > self.setup.capacity && self.model.claimed == 0 {
+            (Poll::Pending, self.room())
         } else {
             (Poll::Pending, 0)
         };

@@ -9,8 +9,9 @@ use std::pin::pin;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::StreamExt;
-use http_body_util::{BodyExt, Empty, Full};
+use futures::{StreamExt, stream};
+use http_body_util::{BodyExt, Empty, StreamBody};
+use hyper::body::{Body, Frame};
 use hyper::client::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper::{Request, Response, server};
@@ -102,14 +103,17 @@ mod http {
 
     /// An agent that answers one request with these bytes and then closes its port.
     async fn answer_once(mut agent: VirtioPort, response: &'static str) {
-        let mut request = Vec::new();
-        while !request.ends_with(b"\r\n\r\n") {
-            request.push(agent.read_u8().await.unwrap());
-        }
+        read_to(&mut agent, b"\r\n\r\n").await;
         agent.write_all(response.as_bytes()).await.unwrap();
     }
 
-    type Body = hyper::Result<Bytes>;
+    /// Reads until `end` has come.
+    async fn read_to(agent: &mut VirtioPort, end: &[u8]) {
+        let mut read = Vec::new();
+        while !read.ends_with(end) {
+            read.push(agent.read_u8().await.unwrap());
+        }
+    }
 
     /// Sends a request to such an agent. Returns the tasks that read the body and drive the connection, and what keeps
     /// the connection open.
@@ -118,7 +122,7 @@ mod http {
         agent: VirtioPort,
         response: &'static str,
     ) -> (
-        JoinHandle<Body>,
+        JoinHandle<hyper::Result<Bytes>>,
         JoinHandle<hyper::Result<()>>,
         http1::SendRequest<Empty<Bytes>>,
     ) {
@@ -187,8 +191,12 @@ mod http {
         .await;
     }
 
-    async fn hi<B>(_: Request<B>) -> Result<Response<Full<Bytes>>, Infallible> {
-        Ok(Response::new(Full::from("hi")))
+    /// Answers with a body of unknown length.
+    async fn hi<B>(
+        _: Request<B>,
+    ) -> Result<Response<impl Body<Data = Bytes, Error = Infallible>>, Infallible> {
+        let frames = stream::iter([Ok::<_, Infallible>(Frame::data(Bytes::from("hi")))]);
+        Ok(Response::new(StreamBody::new(frames)))
     }
 
     fn serve_http1(stream: AgentStream) -> JoinHandle<hyper::Result<()>> {
@@ -199,17 +207,20 @@ mod http {
     #[tokio::test]
     async fn http1_server_on_host_ends_only_after_connection_close() {
         watchdog(async {
-            // The agent reads to the end of file: the host's server has dropped its stream.
-            for request in [
-                "GET / HTTP/1.0\r\n\r\n",
-                "GET / HTTP/1.1\r\nhost: host\r\nconnection: close\r\n\r\n",
+            // The agent reads to the end of file, as the host's server has dropped its stream.
+            for (request, end) in [
+                ("GET / HTTP/1.0\r\n\r\n", "\r\n\r\nhi"),
+                (
+                    "GET / HTTP/1.1\r\nhost: host\r\nconnection: close\r\n\r\n",
+                    "\r\n\r\n2\r\nhi\r\n0\r\n\r\n",
+                ),
             ] {
                 let (stream, mut agent, _vm) = Vm::boot();
                 let server = serve_http1(stream);
                 agent.write_all(request.as_bytes()).await.unwrap();
                 let mut response = String::new();
                 agent.read_to_string(&mut response).await.unwrap();
-                assert!(response.ends_with("\r\n\r\nhi"), "{response}");
+                assert!(response.ends_with(end), "{response}");
                 server.await.unwrap().unwrap();
             }
 
@@ -217,8 +228,7 @@ mod http {
             let server = serve_http1(stream);
             let request = b"GET / HTTP/1.1\r\nhost: host\r\n\r\n";
             agent.write_all(request).await.unwrap();
-            while agent.read_u8().await.unwrap() != b'h' || agent.read_u8().await.unwrap() != b'i' {
-            }
+            read_to(&mut agent, b"\r\n0\r\n\r\n").await;
             drop(agent);
             assert!(vm.makes_wait_forever(&server).await);
         })
