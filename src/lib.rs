@@ -172,8 +172,8 @@
 //!
 //! # Testing without a VM
 //!
-//! With the feature `test-util`, [`test_util::Guest`] plays krun and the guest in your process. It calls the port from two
-//! threads as krun does, so your test sees the real stream and not an imitation:
+//! With the feature `test-util`, [`test_util::Guest`] plays krun and the guest in your process. It calls the port as krun
+//! does, so your test sees the real stream and not an imitation. It needs no threads, so tokio's paused clock works too:
 //!
 //! ```
 //! use tokio::io::{AsyncReadExt, AsyncWriteExt};

@@ -443,7 +443,7 @@ impl Guest {
     ///
     /// # Examples
     ///
-    /// A checkpoint of a VM whose host does not read meanwhile. The order matters: see [`PortHandle::quiesce`].
+    /// A checkpoint of a VM whose host does not read meanwhile. The order matters: see [`PortHandle::quiesce`](crate::PortHandle::quiesce).
     ///
     /// ```
     /// # use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -504,7 +504,7 @@ impl Guest {
     /// descriptor. The agent runs on until you [pause](Self::pause) it.
     ///
     /// If the TX worker waits for room, this waits too, as krun does, until the host reads or
-    /// [quiesces](PortHandle::quiesce) the port.
+    /// [quiesces](crate::PortHandle::quiesce) the port.
     ///
     /// It does nothing for a port that the guest has not opened yet, or if the workers are already stopped.
     ///
@@ -572,7 +572,7 @@ impl Guest {
     /// 3. Where krun would end the process, the ports end. The host reads what had reached it, and then end of file.
     ///
     /// As in a VM, this waits while the TX worker waits for room. So it does not return while you keep a
-    /// full stream and do not read it. Read the stream, drop it, or [quiesce](PortHandle::quiesce) the port.
+    /// full stream and do not read it. Read the stream, drop it, or [quiesce](crate::PortHandle::quiesce) the port.
     /// You can also drop the guest, which powers it off without waiting.
     ///
     /// # Panics

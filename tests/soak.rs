@@ -16,6 +16,7 @@ use common::{SMALL, cancelled_at, deadline_unless_it_moves, many};
 use futures::{SinkExt, StreamExt};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio_krun::agent::VirtioPort;
+use tokio_krun::test_util::Guest;
 use tokio_krun::{Chunks, Options, OwnedReadHalf, OwnedWriteHalf};
 
 /// The longest read or write.
@@ -257,7 +258,11 @@ async fn run_vm(
     };
     let (stream, port) = Options::new().capacity(capacity).create().unwrap();
     let handle = port.handle();
-    let guest = common::boot(port);
+    // Of each capacity, one VM has threads, and one does their work on those of both ends.
+    let guest = Guest::builder()
+        .port("agent", port)
+        .threads(number < 2)
+        .boot();
     let (guest_read, guest_write) = tokio::io::split(guest.open().unwrap());
     let (host_read, host_write) = stream.into_split();
     let progress = |end: u64| Progress {

@@ -92,6 +92,7 @@ impl GuestBuilder {
     /// [`AgentPort::exit_hook`](crate::AgentPort::exit_hook).
     ///
     /// The hooks run in the order in which you add them, after krun's workers have stopped, and with the exit code 0.
+    /// Their limits are real time, even while tokio's clock is paused.
     ///
     /// # Examples
     ///

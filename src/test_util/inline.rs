@@ -93,11 +93,6 @@ impl Inline {
         virtqueues.set_kicks(Arc::clone(&rx), Arc::clone(&tx));
         shared.rx_data.act_in_place(move || rx());
         shared.tx_room.act_in_place(move || tx());
-        #[cfg(unix)]
-        {
-            shared.tx_data.wake().wake_tasks_directly();
-            shared.rx_room.wake().wake_tasks_directly();
-        }
         inline
     }
 

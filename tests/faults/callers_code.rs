@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
 use tokio_krun::{AgentPort, AgentStream, Options};
 use tokio_test::assert_pending;
 
-use crate::common::{SMALL, backend, fill, is_would_block, pair, pattern, watchdog};
+use crate::common::{SMALL, backend, boot, fill, is_would_block, pair, pattern, watchdog};
 
 /// More than half a chunk of a small ring, so it is queued without a copy.
 const LARGE: usize = SMALL / 4;
@@ -525,7 +525,7 @@ async fn waker_of_read_may_use_stream() {
 async fn waker_of_guests_port_may_use_stream() {
     watchdog(async {
         let (mut stream, port) = AgentStream::pair().unwrap();
-        let guest = crate::common::boot(port);
+        let guest = boot(port);
         let agent = Arc::new(Mutex::new(guest.open().unwrap()));
         let (send, received) = mpsc::channel();
         let poll = move |cx: &mut Context<'_>| {
@@ -564,7 +564,7 @@ async fn debug_writer_may_use_stream() {
         let handle = port.handle();
         let hook = port.exit_hook(std::time::Duration::ZERO);
         std::fmt::Write::write_fmt(&mut Writer(|| hook(0)), format_args!("{port:?}")).unwrap();
-        let guest = crate::common::boot(port);
+        let guest = boot(port);
         let agent = guest.open().unwrap();
         let use_all = || {
             let _ = stream.try_write(b"x");

@@ -5,14 +5,8 @@
     reason = "`AsyncFd::register`, which tokio offers in place of its deprecated `new`, asks for a promise about the descriptor"
 )]
 
-#[cfg(any(test, feature = "test-util"))]
-use std::future::poll_fn;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
-#[cfg(any(test, feature = "test-util"))]
-use std::pin::pin;
-#[cfg(any(test, feature = "test-util"))]
-use std::sync::OnceLock;
 use std::sync::{Arc, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
@@ -23,8 +17,6 @@ use tokio::io::unix::AsyncFd;
 
 use crate::shared::Wake;
 use crate::sync::blocking::{Condvar, Mutex};
-#[cfg(any(test, feature = "test-util"))]
-use crate::sys::TaskWake;
 
 /// A descriptor that is readable after a signal, until it is drained.
 ///
@@ -36,30 +28,11 @@ use crate::sys::TaskWake;
 /// from the last one, so the host never drains it. tokio's own driver relies on that for its waker (mio's
 /// `sys/unix/waker`: an eventfd with `EPOLLET`, and a pipe that is emptied only when it is full).
 #[derive(Debug)]
-pub(crate) struct WakePipe {
-    descriptors: imp::Descriptors,
-    /// What the host's tasks wait for instead, once an in-process guest has no threads.
-    #[cfg(any(test, feature = "test-util"))]
-    tasks: OnceLock<TaskWake>,
-}
+pub(crate) struct WakePipe(imp::Descriptors);
 
 impl WakePipe {
     pub(crate) fn new() -> io::Result<Self> {
-        Ok(Self {
-            descriptors: imp::Descriptors::new()?,
-            #[cfg(any(test, feature = "test-util"))]
-            tasks: OnceLock::new(),
-        })
-    }
-
-    /// From now on, signals wake the host's tasks at once, and not when the runtime looks at the descriptor. tokio's paused
-    /// clock would go ahead meanwhile.
-    #[cfg(any(test, feature = "test-util"))]
-    pub(crate) fn wake_tasks_directly(&self) {
-        if self.tasks.set(TaskWake::default()).is_ok() {
-            // Who waits already, waits for the descriptor.
-            self.signal_descriptor();
-        }
+        imp::Descriptors::new().map(Self)
     }
 
     /// Takes every signal so far.
@@ -67,7 +40,7 @@ impl WakePipe {
         let mut buffer = [0; imp::DRAIN_SIZE];
         // A short read has emptied it, and so has `WouldBlock`. Nothing else can go wrong with an open descriptor.
         loop {
-            match rustix::io::read(self.descriptors.reader(), &mut buffer) {
+            match rustix::io::read(self.0.reader(), &mut buffer) {
                 Ok(read) if read == buffer.len() && imp::DRAINS_IN_PARTS => {}
                 Err(Errno::INTR) => {}
                 Ok(_) | Err(_) => return,
@@ -76,10 +49,10 @@ impl WakePipe {
     }
 }
 
-impl WakePipe {
-    fn signal_descriptor(&self) {
+impl Wake for WakePipe {
+    fn signal(&self) {
         loop {
-            match rustix::io::write(self.descriptors.writer(), imp::TOKEN) {
+            match rustix::io::write(self.0.writer(), imp::TOKEN) {
                 Err(Errno::INTR) => {}
                 // It is full and so it is readable. That is enough for a level, but it is no new edge. Once emptied it
                 // takes another signal.
@@ -90,25 +63,15 @@ impl WakePipe {
     }
 }
 
-impl Wake for WakePipe {
-    fn signal(&self) {
-        #[cfg(any(test, feature = "test-util"))]
-        if let Some(tasks) = self.tasks.get() {
-            return tasks.signal();
-        }
-        self.signal_descriptor();
-    }
-}
-
 impl AsRawFd for WakePipe {
     fn as_raw_fd(&self) -> RawFd {
-        self.descriptors.reader().as_raw_fd()
+        self.0.reader().as_raw_fd()
     }
 }
 
 impl AsFd for WakePipe {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.descriptors.reader()
+        self.0.reader()
     }
 }
 
@@ -199,12 +162,6 @@ impl HostWait {
     /// Ready once there was a signal since the last time this was ready; it may also be ready without one. Wakes the
     /// last task that polled. Fails once the runtime has shut down.
     pub(crate) fn poll(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        #[cfg(any(test, feature = "test-util"))]
-        if let Some(tasks) = self.0.get_ref().tasks.get()
-            && tasks.poll(cx).is_ready()
-        {
-            return Poll::Ready(Ok(()));
-        }
         let mut guard = ready!(self.0.poll_read_ready(cx))?;
         guard.clear_ready();
         Poll::Ready(Ok(()))
@@ -212,19 +169,6 @@ impl HostWait {
 
     /// The same for any number of tasks at once: each is woken.
     pub(crate) async fn wait(&self) -> io::Result<()> {
-        #[cfg(any(test, feature = "test-util"))]
-        if let Some(tasks) = self.0.get_ref().tasks.get() {
-            let (mut signalled, mut readable) = (pin!(tasks.signalled()), pin!(self.0.readable()));
-            return poll_fn(|cx| match signalled.as_mut().poll(cx) {
-                Poll::Ready(()) => Poll::Ready(Ok(())),
-                // It says when the runtime has gone.
-                Poll::Pending => readable
-                    .as_mut()
-                    .poll(cx)
-                    .map_ok(|mut guard| guard.clear_ready()),
-            })
-            .await;
-        }
         self.0.readable().await?.clear_ready();
         Ok(())
     }
@@ -296,7 +240,7 @@ mod tests {
     fn full() -> WakePipe {
         let wake = WakePipe::new().unwrap();
         let most = (u64::MAX - 1).to_ne_bytes();
-        while rustix::io::write(wake.descriptors.writer(), &most).is_ok() {}
+        while rustix::io::write(wake.0.writer(), &most).is_ok() {}
         wake
     }
 
