@@ -96,7 +96,7 @@ async fn rule_2_after_data_read_returns_zero_only_once_krun_waited() {
     assert_eq!(backend.read(&mut buffer).unwrap(), 0);
 
     // Without data before it, the end of file comes at once.
-    let (mut stream, backend) = pair();
+    let (stream, backend) = pair();
     assert!(is_would_block(&backend.read(&mut buffer)));
     stream.hang_up();
     assert!(is_readable(&backend));

@@ -866,7 +866,7 @@ async fn synchronous_agent_waits_with_its_thread() {
 #[tokio::test]
 async fn synchronous_write_that_waits_ends_with_hang_up() {
     watchdog(async {
-        let (mut stream, port) = Options::new().capacity(SMALL).create().unwrap();
+        let (stream, port) = Options::new().capacity(SMALL).create().unwrap();
         let guest = Guest::boot(port);
         let agent = guest.open_blocking().unwrap();
         let writing = common::asleep(move || {

@@ -240,7 +240,7 @@ async fn hang_up_or_dropped_write_half_wakes_task_waiting_for_room() {
     watchdog(async {
         for hang_up in [true, false] {
             let (stream, _backend) = pair();
-            let (mut write, waiting) = fill_and_wait_for_room(stream).await;
+            let (write, waiting) = fill_and_wait_for_room(stream).await;
             if hang_up {
                 write.hang_up();
             } else {

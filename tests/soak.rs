@@ -291,7 +291,7 @@ async fn run_vm(
         tokio::task::yield_now().await;
     }
     let to_host = guest_writes.await.unwrap();
-    let (mut host_write, to_guest) = host_writes.await.unwrap();
+    let (host_write, to_guest) = host_writes.await.unwrap();
     // Wait for this before the hang-up, which ends both directions on Windows.
     guest.drained().await;
     host_write.hang_up();

@@ -160,7 +160,7 @@ async fn write_half_hangs_up() {
     watchdog(async {
         let (stream, _, guest) = boot(&Options::new());
         let mut agent = guest.open().unwrap();
-        let (read, mut write) = stream.into_split();
+        let (read, write) = stream.into_split();
         write.hang_up();
         assert_eq!(agent.read(&mut [0; 8]).await.unwrap(), 0);
         assert_eq!(

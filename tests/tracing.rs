@@ -166,7 +166,7 @@ async fn subscriber_may_use_stream() {
             }
         });
         if event == "the host hangs up" {
-            let (mut stream, _port) = AgentStream::pair().unwrap();
+            let (stream, _port) = AgentStream::pair().unwrap();
             stream.hang_up();
         } else {
             life(&stream, &handle, backend);
