@@ -738,6 +738,68 @@ async fn hosts_waker_may_read_at_once() {
     .await;
 }
 
+/// Bytes that run code when they are dropped: here in the host's own write, which lets the guest read them.
+struct Owner(Vec<u8>, Option<Box<dyn FnOnce() + Send>>);
+
+impl AsRef<[u8]> for Owner {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        if let Some(code) = self.1.take() {
+            code();
+        }
+    }
+}
+
+#[tokio::test]
+async fn drop_of_sent_bytes_may_use_and_drop_stream() {
+    watchdog(async {
+        let (stream, guest, mut agent) = small();
+        agent.write_all(&vec![7; 2 * SMALL]).await.unwrap();
+        let stream = Arc::new(stream);
+        let last = Arc::clone(&stream);
+        let code = move || {
+            assert_eq!(last.try_write(b"again").unwrap(), 5);
+            assert_eq!(last.try_read(&mut [0; 8]).unwrap(), 8);
+            drop(last);
+        };
+        let owner = Owner(vec![1; SMALL], Some(Box::new(code)));
+        let mut bytes = bytes::Bytes::from_owner(owner);
+        {
+            let mut write = Box::pin(async move { stream.write_bytes(&mut bytes).await });
+            assert_eq!((&mut write).await.unwrap(), SMALL);
+        }
+        let mut received = Vec::new();
+        agent.read_to_end(&mut received).await.unwrap();
+        assert_eq!(received, [vec![1; SMALL], b"again".to_vec()].concat());
+        let error = agent.write_all(b"too late").await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::BrokenPipe);
+        guest.power_off().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn drop_of_sent_bytes_may_panic() {
+    watchdog(async {
+        let (mut stream, guest, mut agent) = small();
+        let code = || panic!("from the caller's bytes");
+        let owner = Owner(vec![1; SMALL], Some(Box::new(code)));
+        let mut bytes = bytes::Bytes::from_owner(owner);
+        assert_eq!(stream.write_bytes(&mut bytes).await.unwrap(), SMALL);
+        stream.write_all(b"next").await.unwrap();
+        let mut received = vec![0; SMALL + 4];
+        agent.read_exact(&mut received).await.unwrap();
+        assert!(received.ends_with(b"next"));
+        guest.power_off().await;
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn waker_that_panics_harms_nobody_else() {
     watchdog(async {
