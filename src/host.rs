@@ -5,6 +5,7 @@
     reason = "`BufMut::advance_mut`, as `put_slice` would run the caller's code while the ring is locked"
 )]
 
+use std::fmt;
 use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::panic::{RefUnwindSafe, UnwindSafe};
@@ -23,7 +24,6 @@ use crate::stats::Stats;
 use crate::sys::HostWait;
 
 /// The host's end. Dropping it ends the stream and each of its halves.
-#[derive(Debug)]
 #[allow(
     unreachable_pub,
     reason = "a sealed trait shows it; no one can name it"
@@ -39,7 +39,6 @@ pub struct Host {
 
 impl Host {
     /// Registers with the current runtime.
-    #[track_caller]
     pub(crate) fn register(
         shared: Arc<ConsoleSharedState>,
         hang_up_on_drop: bool,
@@ -71,6 +70,12 @@ impl Host {
 
     pub(crate) fn stats(&self) -> Stats {
         self.shared.stats()
+    }
+}
+
+impl fmt::Debug for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.shared.fmt(f)
     }
 }
 
@@ -369,8 +374,15 @@ impl Host {
 }
 
 /// The chunk that `poll_fill_buf` showed last: a handle that keeps it alive.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Peeked(Bytes);
+
+impl fmt::Debug for Peeked {
+    /// Shows no payload.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes", self.0.len())
+    }
+}
 
 impl Peeked {
     pub(crate) fn poll_fill_buf(

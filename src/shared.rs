@@ -89,6 +89,7 @@ impl ConsoleSharedState {
         capacity: usize,
         busy_poll: Duration,
         stall_timeout: Option<Duration>,
+        label: Option<Arc<str>>,
     ) -> io::Result<Self> {
         // With too few chunks, the one that is being read would be a large part of the ring.
         let chunk_size = USUAL_CHUNK.min(capacity.div_ceil(LEAST_CHUNKS));
@@ -111,7 +112,7 @@ impl ConsoleSharedState {
             host_gone: Latch::default(),
             guest_gone: watch::Sender::new(false),
             last_stats: Arc::default(),
-            trace: Trace::new(),
+            trace: Trace::new(label),
         })
     }
 
@@ -158,9 +159,12 @@ impl ConsoleSharedState {
         Arc::clone(&self.last_stats)
     }
 
-    /// Blocks until the host has stopped reading or `limit` is over.
+    /// For the exit hook. Blocks until the host has stopped reading or `limit` is over.
     pub(crate) fn wait_until_host_stops_reading(&self, limit: Duration) {
-        self.host_gone.wait(limit);
+        if !self.host_gone.wait(limit) {
+            self.trace
+                .warning("the exit hook's limit is over, and the stream was not dropped");
+        }
     }
 }
 
@@ -496,6 +500,19 @@ impl ConsoleSharedState {
         }
     }
 
+    /// The same for the exit hook, which also says whom it waits for.
+    pub(crate) fn report_exit(&self) {
+        self.report_guest_end();
+        if !self.host_gone.wait(Duration::ZERO) {
+            self.trace
+                .lifecycle("the exit hook waits until the stream is dropped");
+        }
+    }
+
+    pub(crate) fn trace(&self) -> &Trace {
+        &self.trace
+    }
+
     /// A client of another process came in place of krun.
     #[cfg(windows)]
     pub(crate) fn guest_was_a_stranger(&self) {
@@ -530,12 +547,13 @@ impl Drop for ConsoleSharedState {
 
 impl fmt::Debug for ConsoleSharedState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ConsoleSharedState")
-            .field("tx_ring", &self.tx_ring)
-            .field("rx_ring", &self.rx_ring)
-            .field("hung_up", &self.hung_up)
+        let mut f = f.debug_struct("Channel");
+        self.trace.fields(&mut f);
+        f.field("tx_queued", &self.tx_ring.queued())
+            .field("rx_queued", &self.rx_ring.queued())
             .field("guest_opened", &self.guest_opened)
-            .field("quiesced", &self.quiesced)
+            .field("guest_gone", &self.tx_ring.is_closed())
+            .field("hung_up", &self.hung_up)
             .finish_non_exhaustive()
     }
 }
@@ -586,7 +604,7 @@ mod tests {
 
     /// Whether a side that finds nothing looks again, and again after that.
     fn looks_again(busy_poll: Duration) -> [bool; 2] {
-        let shared = ConsoleSharedState::new(32 * 1024, busy_poll, None).unwrap();
+        let shared = ConsoleSharedState::new(32 * 1024, busy_poll, None, None).unwrap();
         let mut busy_poll = shared.busy_poll();
         [busy_poll.again(), busy_poll.again()]
     }

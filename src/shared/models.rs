@@ -16,7 +16,7 @@ use crate::sync::Kept;
 
 /// Rings of `capacity` bytes, in chunks of an eighth of that.
 fn ends(capacity: usize) -> Arc<ConsoleSharedState> {
-    Arc::new(ConsoleSharedState::new(capacity, Duration::ZERO, None).unwrap())
+    Arc::new(ConsoleSharedState::new(capacity, Duration::ZERO, None, None).unwrap())
 }
 
 /// As every waiting side does: register for the next wake, arm, look, sleep.

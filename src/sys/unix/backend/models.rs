@@ -48,7 +48,7 @@ fn receive(backend: &AgentConsoleBackend) -> Vec<u8> {
 fn rx_thread_is_woken_for_each_byte_and_end() {
     bounded(3).check(|| {
         // Chunks of two bytes, so that the host may be at the very chunk that krun's thread looks for.
-        let shared = Arc::new(ConsoleSharedState::new(16, Duration::ZERO, None).unwrap());
+        let shared = Arc::new(ConsoleSharedState::new(16, Duration::ZERO, None, None).unwrap());
         let host = spawn(&shared, |shared| {
             for byte in [1, 2] {
                 let written = shared.host_write(&[IoSlice::new(&[byte])]);
@@ -66,7 +66,7 @@ fn rx_thread_is_woken_for_each_byte_and_end() {
 #[test]
 fn tx_thread_is_woken_for_room() {
     bounded(3).check(|| {
-        let shared = Arc::new(ConsoleSharedState::new(2, Duration::ZERO, None).unwrap());
+        let shared = Arc::new(ConsoleSharedState::new(2, Duration::ZERO, None, None).unwrap());
         let backend = Kept::new(AgentConsoleBackend::new(Arc::clone(&shared)));
         assert_eq!(backend.write(&[1, 2]).unwrap(), 2);
         let tx = thread::spawn(move || {
