@@ -76,23 +76,23 @@ impl AgentPort {
     ///
     /// # Names
     ///
-    /// A word of ASCII letters, digits, `.`, `-` and `_` suits every guest, also one where udev makes a link
-    /// `/dev/virtio-ports/NAME`. These are the limits:
+    /// Best is a word of letters, digits, `.`, `-` and `_`, which also suits a guest where udev makes a link
+    /// `/dev/virtio-ports/NAME`. Any other character works, too, except a NUL. The limits:
     ///
-    /// | limit | checked | why, and what happens otherwise |
+    /// | a name must be | checked | otherwise |
     /// | --- | --- | --- |
-    /// | not empty | yes | krun does not send an empty name, so the guest's port has none |
-    /// | at most [4088 bytes](Self::MAX_NAME_LEN) | yes | Linux gives krun a page of 4096 bytes for the name and the 8 bytes before it. krun does not look at that size: a longer name overwrites the guest's memory |
-    /// | no NUL | yes | Linux cuts the name off there |
-    /// | unlike every other name of the VM | no | The guest then has two ports of that name. [`VirtioPort::open`] opens one of them, and the other's stream waits for ever. Where krun's standard streams are no terminals, it adds `krun-stdin`, `krun-stdout` and `krun-stderr` |
-    /// | at most 15 named ports in a VM | no | krun has 32 buffers for what it tells the guest at the start, and does not look for more when the guest returns them. The guest never learns the names of further ports, or that they are there |
+    /// | not empty | yes | krun does not send it, so the guest's port has no name |
+    /// | at most [4088 bytes](Self::MAX_NAME_LEN) long | yes | krun overwrites the guest's memory behind the page that Linux has for the name |
+    /// | without a NUL | yes | Linux cuts it off there |
+    /// | different from all others of the VM | no | [`VirtioPort::open`] opens one of the two ports, and the other's stream waits forever |
+    /// | one of at most 15 | no | from the 16th on, the guest's ports have no names, because krun sends no more than fits into the first buffers of the guest's control queue |
     ///
-    /// The last two are not checked because krun does not show what else the console has. Other characters work, such as a
-    /// space, a `/`, a line's end, or any of Unicode.
+    /// The last two are not checked because krun does not show which other ports the console has. The names `krun-stdin`,
+    /// `krun-stdout` and `krun-stderr` are krun's own.
     ///
-    /// Read from `msb_krun_devices` 0.1.42 (`virtio/console/device.rs`: `process_control_rx`, `process_control_tx`;
-    /// `event_handler.rs`: `process`) and from Linux (`drivers/char/virtio_console.c`: `fill_queue`,
-    /// `handle_control_message`), and tried in a VM.
+    /// The sources are `msb_krun_devices` 0.1.42 (`virtio/console/device.rs`: `process_control_rx`, `process_control_tx`;
+    /// `event_handler.rs`: `process`) and Linux (`drivers/char/virtio_console.c`: `fill_queue`,
+    /// `handle_control_message`). Each row was tried in a VM.
     ///
     /// [`VirtioPort::open`]: https://docs.rs/tokio-krun/latest/tokio_krun/agent/struct.VirtioPort.html#method.open
     ///
