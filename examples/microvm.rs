@@ -43,6 +43,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .on_exit(port.exit_hook(Duration::from_secs(10)))
         .console(|console| port.attach(console.output(&console_log), "agent"))
         .build()?;
+    println!("booting the guest");
     thread::spawn(move || {
         // Returns only if the VM does not start.
         let Err(error) = vm.enter();
