@@ -262,6 +262,26 @@ async fn subscriber_may_use_stream() {
 }
 
 #[tokio::test]
+async fn subscriber_of_exit_hook_may_use_stream_or_panic() {
+    for panics in [false, true] {
+        let (stream, port) = AgentStream::pair().unwrap();
+        let stream = Arc::new(stream);
+        let runs = Arc::new(AtomicUsize::new(0));
+        let guard = at("the exit hook's limit is over", {
+            let (stream, runs) = (Arc::clone(&stream), Arc::clone(&runs));
+            move || {
+                assert_eq!(stream.try_read(&mut [0; 8]).unwrap(), 0);
+                runs.fetch_add(1, Ordering::Relaxed);
+                assert!(!panics, "from the caller's subscriber");
+            }
+        });
+        port.exit_hook(Duration::ZERO)(0);
+        drop(guard);
+        assert_eq!(runs.load(Ordering::Relaxed), 1);
+    }
+}
+
+#[tokio::test]
 async fn subscriber_may_panic() {
     for event in EVENTS {
         let (mut stream, handle, backend) = stalling();
