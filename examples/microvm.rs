@@ -7,8 +7,9 @@
 //! the example.
 
 use std::error::Error;
+use std::path::Path;
 use std::time::Duration;
-use std::{env, fs, process, thread};
+use std::{env, fs, io, process, thread};
 
 use futures::{SinkExt, StreamExt};
 use msb_krun::VmBuilder;
@@ -17,10 +18,20 @@ use tokio_util::codec::{Framed, LinesCodec};
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
+    // Shows what krun reports with the crate `log`, such as a KVM that cannot run the guest.
+    tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::WARN)
+        .with_writer(io::stderr)
+        .init();
+
     let kernel = env::var_os("KRUNFW").ok_or("KRUNFW is not set")?;
     let root = env::var_os("GUEST_ROOT").ok_or("GUEST_ROOT is not set")?;
+    let agent = Path::new(&root).join("init");
+    if !agent.exists() {
+        return Err(format!("GUEST_ROOT has no agent: {} is missing", agent.display()).into());
+    }
 
-    // What the guest's kernel prints: it says why a guest does not boot.
+    // What the guest prints: a guest that does not boot says why.
     let console_log = env::temp_dir().join(format!("microvm-{}.log", process::id()));
 
     let (stream, port) = AgentStream::pair()?;
@@ -32,16 +43,23 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .on_exit(port.exit_hook(Duration::from_secs(10)))
         .console(|console| port.attach(console.output(&console_log), "agent"))
         .build()?;
+    println!("booting the guest");
     thread::spawn(move || {
-        // Returns only if the VM does not start. Returning drops the port, which ends the stream.
+        // Returns only if the VM does not start.
         let Err(error) = vm.enter();
         eprintln!("the VM did not start: {error}");
+        process::exit(1);
     });
 
     let mut lines = Framed::new(stream, LinesCodec::new());
     let Some(greeting) = lines.next().await.transpose()? else {
-        let console = fs::read_to_string(&console_log).unwrap_or_default();
-        eprintln!("the guest has gone before its agent said anything; its console:\n{console}");
+        eprintln!("the guest ended before its agent said anything");
+        match fs::read_to_string(&console_log) {
+            Ok(text) if !text.is_empty() => eprintln!("its console, in {console_log:?}:\n{text}"),
+            _ => {
+                eprintln!("its console is empty, so its kernel did not start: can this KVM run it?")
+            }
+        }
         process::exit(1);
     };
     println!("the agent says: {greeting}");

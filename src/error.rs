@@ -10,15 +10,14 @@ use std::io;
 /// | error | [`io::ErrorKind`] |
 /// | --- | --- |
 /// | [`Capacity`](Error::Capacity), [`TooLong`](Error::TooLong) | [`InvalidInput`](io::ErrorKind::InvalidInput) |
-/// | [`NoRuntime`](Error::NoRuntime) | [`Other`](io::ErrorKind::Other) |
+/// | [`NoRuntime`](Error::NoRuntime), [`NoIoDriver`](Error::NoIoDriver), [`NoTimer`](Error::NoTimer), [`RuntimeGone`](Error::RuntimeGone) | [`Other`](io::ErrorKind::Other) |
 /// | [`PipeInUse`](Error::PipeInUse) | [`AddrInUse`](io::ErrorKind::AddrInUse) |
 /// | [`Os`](Error::Os) | the kind of the system's error |
 /// | [`ShutDown`](Error::ShutDown), [`GuestGone`](Error::GuestGone) | [`BrokenPipe`](io::ErrorKind::BrokenPipe) |
 /// | [`CutOff`](Error::CutOff) | [`UnexpectedEof`](io::ErrorKind::UnexpectedEof) |
 ///
-/// Two errors hold no `Error`. The `try_` methods return [`WouldBlock`](io::ErrorKind::WouldBlock)
-/// instead of waiting. A wait fails with [`Other`](io::ErrorKind::Other) if the stream's runtime has
-/// shut down.
+/// One error holds no `Error`: the `try_` methods return [`WouldBlock`](io::ErrorKind::WouldBlock)
+/// instead of waiting.
 ///
 /// # Examples
 ///
@@ -70,6 +69,29 @@ pub enum Error {
          create the stream inside one, or with `Options::create_on`"
     )]
     NoRuntime,
+    /// The runtime has no I/O driver, and the stream needs it to be woken.
+    ///
+    /// tokio tells this only by a panic, which `create` catches. So your panic hook runs first: by default, it prints
+    /// tokio's words. In a program that aborts on panics (`panic = "abort"`), the process ends there.
+    #[error("the tokio runtime has no I/O driver: build it with `enable_io` or `enable_all`")]
+    NoIoDriver,
+    /// The runtime has no timer, and a [stall timeout](crate::Options::stall_timeout) needs one. Only on Windows.
+    ///
+    /// `create` finds out in the same way as for [`NoIoDriver`](Self::NoIoDriver).
+    #[error(
+        "the tokio runtime has no timer, which a stall timeout needs: \
+         build it with `enable_time` or `enable_all`"
+    )]
+    NoTimer,
+    /// The stream's runtime has shut down, so nothing would wake a task that waits.
+    ///
+    /// What needs no wait still succeeds: reading bytes that are already there, and writing bytes that find room. On
+    /// Windows the port ends with the runtime instead, as if the guest had gone.
+    #[error(
+        "the stream's runtime has shut down, so a read or write can no longer wait: \
+         keep that runtime for as long as the stream"
+    )]
+    RuntimeGone,
     /// The pipe name is in use. Only on Windows, where the port is a named pipe.
     #[non_exhaustive]
     #[error("the pipe name {name} is in use: choose another, or none to get a random one")]
@@ -114,7 +136,9 @@ impl From<Error> for io::Error {
     fn from(error: Error) -> Self {
         let kind = match error {
             Error::Capacity { .. } | Error::TooLong { .. } => io::ErrorKind::InvalidInput,
-            Error::NoRuntime => io::ErrorKind::Other,
+            Error::NoRuntime | Error::NoIoDriver | Error::NoTimer | Error::RuntimeGone => {
+                io::ErrorKind::Other
+            }
             Error::PipeInUse { .. } => io::ErrorKind::AddrInUse,
             // Unwrapped, to keep the system's error number.
             Error::Os(source) => return source,

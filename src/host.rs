@@ -5,6 +5,7 @@
     reason = "`BufMut::advance_mut`, as `put_slice` would run the caller's code while the ring is locked"
 )]
 
+use std::fmt;
 use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem;
@@ -26,7 +27,6 @@ use crate::stats::Stats;
 use crate::sys::HostWait;
 
 /// The host's end. Dropping it ends the stream and each of its halves.
-#[derive(Debug)]
 #[allow(
     unreachable_pub,
     reason = "a sealed trait shows it; no one can name it"
@@ -43,7 +43,6 @@ pub struct Host {
 
 impl Host {
     /// Registers with the current runtime.
-    #[track_caller]
     pub(crate) fn register(shared: Arc<ConsoleSharedState>) -> io::Result<Self> {
         Ok(Self {
             readable: HostWait::register(Arc::clone(shared.tx_data.wake()))?,
@@ -80,6 +79,12 @@ impl Host {
 
     pub(crate) fn capacity(&self) -> usize {
         self.shared.capacity()
+    }
+}
+
+impl fmt::Debug for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.shared.fmt(f)
     }
 }
 
@@ -532,8 +537,15 @@ impl Drop for Exclusive<'_> {
 }
 
 /// The chunk that `poll_fill_buf` showed last: a handle that keeps it alive.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Peeked(Bytes);
+
+impl fmt::Debug for Peeked {
+    /// Shows no payload.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes", self.0.len())
+    }
+}
 
 impl Peeked {
     pub(crate) fn poll_fill_buf(

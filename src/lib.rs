@@ -211,14 +211,18 @@
 //!
 //! # Troubleshooting
 //!
-//! - **The stream ends at once, or the process ends without a word.** The guest did not boot. `Vm::enter`'s error tells what
-//!   krun could not start with, such as a libkrunfw that it does not find. `ConsoleBuilder::output` writes the guest's console
-//!   to a file, where its kernel's panic shows: error -8 for an init of another architecture, -2 for one that is not in the
-//!   root. krun logs with the crate `log`: a KVM that cannot run the guest's kernel shows there as
-//!   `KVM_EXIT_INTERNAL_ERROR`.
+//! - **The stream ends at once, or the process ends without a word.** The guest did not boot. Look in three places:
+//!   1. `Vm::enter`'s error says what krun could not start with, such as a libkrunfw that it does not find.
+//!   2. The crate `log` has krun's messages. Install a logger, such as `tracing_subscriber::fmt().init()` or `env_logger`. A
+//!      KVM that cannot run the guest's kernel shows as `KVM_EXIT_INTERNAL_ERROR`, some 20 seconds after the start.
+//!   3. The guest's console, which `console.output(path)` writes to a file, has its kernel's panic: error -8 for an init
+//!      of another architecture, -2 for one that is not in the root.
+//!
+//!   `examples/microvm.rs` does all three.
 //! - **Nothing arrives, either way.** Wait for [`guest_opened`](AgentStream::guest_opened). If it never returns, the agent has
 //!   not opened the port. In the guest, `/sys/class/virtio-ports/*/name` must list the name that you gave to
-//!   [`AgentPort::attach`], and `/dev` the `vportNpM` of that entry. If `guest_opened` fails, the VM ended first.
+//!   [`AgentPort::attach`], once, and `/dev` the `vportNpM` of that entry. `attach` has the limits of names. If
+//!   `guest_opened` fails, the VM ended first.
 //! - **The guest opened its port, but nothing that it writes arrives.** Look at `stats().tx`. If it has `queued` bytes, nobody
 //!   on the host reads them. If it has no bytes at all, they are still in the guest, for instance in a `stdout` that is not
 //!   flushed.
@@ -232,6 +236,8 @@
 //! - **The guest has powered off, but the process does not end.** The stream is full, and you keep it without reading. krun joins
 //!   its TX thread, which waits for room, before it runs any exit hook. So the hook's limit does not help: it begins only when the
 //!   hook runs. Read on, drop the stream, or set [`Options::stall_timeout`], which bounds the wait.
+//! - **The guest has powered off, and the process ends only at the exit hook's limit.** The stream was read to its end, but not
+//!   dropped. With the feature `tracing`, events say which stream the hook waits for.
 //! - **The VM does not pause its devices, or does not stop.** krun waits for its TX thread here too. Read, drop the stream, or
 //!   [`quiesce`](PortHandle::quiesce) the port. Before a checkpoint, pause the vCPUs first.
 //! - **Reads fail with `UnexpectedEof`.** The guest's bytes found no room and were discarded from there on: either the
@@ -246,8 +252,9 @@
 //! - `test-util`: the module `test_util`, an in-process guest to test a host program or an agent without a VM. It includes the
 //!   module `agent`, without what needs Linux.
 //! - `tonic014`: the module `tonic014`, either end as the connection of a tonic 0.14 server. A client needs no feature.
-//! - `tracing`: events of a stream's life (created, opened, hung up, gone) at level `debug`, never any payload. Some come from
-//!   krun's threads, so your subscriber must not hold them up. If it panics, only the event is lost.
+//! - `tracing`: events of a stream's life (created, attached, opened, hung up, gone) at level `debug`, and a warning if the
+//!   exit hook waited in vain. They have the stream's [label](Options::label) and never any payload. Some come from krun's
+//!   threads, so your subscriber must not hold them up. If it panics, only the event is lost.
 //!
 //! # Platforms
 //!

@@ -1,5 +1,7 @@
 //! Options for a stream and its port: the size of the rings, and how the two ends behave.
 
+use std::io;
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,6 +24,7 @@ const MAX_BUSY_POLL: Duration = Duration::from_millis(1);
 /// | [`hang_up_on_drop`](Self::hang_up_on_drop) | `true` |
 /// | [`stall_timeout`](Self::stall_timeout) | none: the guest's writes wait for room as long as it takes |
 /// | [`busy_poll`](Self::busy_poll) | zero |
+/// | [`label`](Self::label) | none |
 /// | `pipe_name` (only on Windows) | a random name |
 ///
 /// # Examples
@@ -41,6 +44,7 @@ pub struct Options {
     pub(crate) hang_up_on_drop: bool,
     pub(crate) stall_timeout: Option<Duration>,
     pub(crate) busy_poll: Duration,
+    pub(crate) label: Option<Arc<str>>,
     pub(crate) port: PortOptions,
 }
 
@@ -74,6 +78,7 @@ impl Options {
             hang_up_on_drop: true,
             stall_timeout: None,
             busy_poll: Duration::ZERO,
+            label: None,
             port: PortOptions::default(),
         }
     }
@@ -196,8 +201,7 @@ impl Options {
     /// [counted](crate::RingStats::discarded). The limit ends the stream while the VM runs, too. So choose a time that is
     /// longer than you ever pause reading.
     ///
-    /// On Windows the stream's runtime needs a timer (`tokio::runtime::Builder::enable_time`), or the bridge's task
-    /// panics when a write first waits, which ends the port.
+    /// On Windows the stream's runtime needs a timer (`tokio::runtime::Builder::enable_time`).
     ///
     /// # Examples
     ///
@@ -266,6 +270,26 @@ impl Options {
         self
     }
 
+    /// Sets a word of yours for the stream, such as the VM's name. By default it has none.
+    ///
+    /// With the feature `tracing`, each event of the stream has it as the field `label`, also the events from krun's
+    /// threads, which are in no span of yours. `Debug` shows it for the stream, its halves, its port and its handle.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tokio_krun::Options;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+    /// let (stream, port) = Options::new().label("vm-17/agent").create()?;
+    /// assert!(format!("{stream:?}").contains("vm-17/agent"));
+    /// # Ok(()) }
+    /// ```
+    pub fn label(mut self, label: impl Into<Arc<str>>) -> Self {
+        self.label = Some(label.into());
+        self
+    }
+
     /// Sets the name of the pipe that krun opens, such as `\\.\pipe\my-agent`. Only on Windows.
     ///
     /// By default each pipe has a random name of its own. That is better: a process that knows the name can keep krun
@@ -293,15 +317,13 @@ impl Options {
     /// # Errors
     ///
     /// - [`Error::Capacity`] if the capacity is too small or too large.
-    /// - [`Error::NoRuntime`] outside a tokio runtime.
+    /// - [`Error::NoRuntime`] outside a tokio runtime, [`Error::NoIoDriver`] inside one that cannot wait for I/O, and
+    ///   [`Error::RuntimeGone`] if it is shutting down.
+    /// - [`Error::NoTimer`] on Windows, if you set a [`stall_timeout`](Self::stall_timeout) and the runtime has no timer.
     /// - [`Error::PipeInUse`] on Windows, if you chose a pipe name that is already in use.
     /// - [`Error::Os`] if the system refuses a descriptor or a pipe.
     ///
     /// An error leaves nothing behind.
-    ///
-    /// # Panics
-    ///
-    /// If the current runtime has no I/O driver (`tokio::runtime::Builder::enable_io`).
     ///
     /// # Examples
     ///
@@ -317,22 +339,21 @@ impl Options {
     /// let (stream, port) = runtime.block_on(async { options.create() })?;
     /// # Ok(()) }
     /// ```
-    #[track_caller]
     pub fn create(&self) -> Result<(AgentStream, AgentPort), Error> {
         self.validate()?;
         if Handle::try_current().is_err() {
             return Err(Error::NoRuntime);
         }
-        let shared = ConsoleSharedState::new(
-            self.capacity,
-            self.hang_up_on_drop,
-            self.busy_poll,
-            self.stall_timeout,
-        )
-        .map_err(Error::Os)?;
-        let shared = Arc::new(shared);
-        let stream = AgentStream::register(Arc::clone(&shared)).map_err(Error::Os)?;
-        Ok((stream, AgentPort::create(shared, &self.port)?))
+        let shared = Arc::new(ConsoleSharedState::new(self).map_err(Error::Os)?);
+        // tokio has no way to ask for an I/O driver. It panics here without one, and for no other reason.
+        panic::catch_unwind(AssertUnwindSafe(|| {
+            let stream = AgentStream::register(Arc::clone(&shared));
+            Ok((
+                stream.map_err(registration_failed)?,
+                AgentPort::create(shared, &self.port)?,
+            ))
+        }))
+        .unwrap_or(Err(Error::NoIoDriver))
     }
 
     /// Creates a stream and its port on `runtime`. Call it from any thread.
@@ -340,10 +361,6 @@ impl Options {
     /// # Errors
     ///
     /// The same as [`create`](Self::create), except [`Error::NoRuntime`].
-    ///
-    /// # Panics
-    ///
-    /// If `runtime` has no I/O driver (`tokio::runtime::Builder::enable_io`).
     ///
     /// # Examples
     ///
@@ -363,7 +380,6 @@ impl Options {
     /// runtime.block_on(request)??;
     /// # Ok(()) }
     /// ```
-    #[track_caller]
     pub fn create_on(&self, runtime: &Handle) -> Result<(AgentStream, AgentPort), Error> {
         let _entered = runtime.enter();
         self.create()
@@ -378,6 +394,14 @@ impl Options {
             });
         }
         Ok(())
+    }
+}
+
+fn registration_failed(error: io::Error) -> Error {
+    match error.raw_os_error() {
+        Some(_) => Error::Os(error),
+        // tokio's only error of its own.
+        None => Error::RuntimeGone,
     }
 }
 

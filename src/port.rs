@@ -42,15 +42,24 @@ use crate::sys::{GuestEnd, KrunEnd, PortOptions};
 /// assert_eq!(error.kind(), ErrorKind::BrokenPipe);
 /// # Ok(()) }
 /// ```
-#[derive(Debug)]
 #[must_use = "dropping the port ends the stream"]
 pub struct AgentPort {
     shared: Arc<ConsoleSharedState>,
     krun_end: KrunEnd,
 }
 
+impl fmt::Debug for AgentPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AgentPort")
+            .field("shared", &self.shared)
+            .finish_non_exhaustive()
+    }
+}
+
 impl AgentPort {
-    #[track_caller]
+    /// The longest name of a port: 4088 bytes, a page of the guest without the 8 bytes that come before the name.
+    pub const MAX_NAME_LEN: usize = 4096 - 8;
+
     pub(crate) fn create(
         shared: Arc<ConsoleSharedState>,
         options: &PortOptions,
@@ -64,6 +73,33 @@ impl AgentPort {
     /// Adds the port to the VM's console under `name`.
     ///
     /// The guest finds the name in `/sys/class/virtio-ports/*/name`.
+    ///
+    /// # Names
+    ///
+    /// Best is a word of letters, digits, `.`, `-` and `_`, which also suits a guest where udev makes a link
+    /// `/dev/virtio-ports/NAME`. Any other character works, too, except a NUL. The limits:
+    ///
+    /// | a name must be | checked | otherwise |
+    /// | --- | --- | --- |
+    /// | not empty | yes | krun does not send it, so the guest's port has no name |
+    /// | at most [4088 bytes](Self::MAX_NAME_LEN) long | yes | krun overwrites the guest's memory behind the page that Linux has for the name |
+    /// | without a NUL | yes | Linux cuts it off there |
+    /// | different from all others of the VM | no | [`VirtioPort::open`] opens one of the two ports, and the other's stream waits forever |
+    /// | one of at most 15 | no | from the 16th on, the guest's ports have no names, because krun sends no more than fits into the first buffers of the guest's control queue |
+    ///
+    /// The last two are not checked because krun does not show which other ports the console has. The names `krun-stdin`,
+    /// `krun-stdout` and `krun-stderr` are krun's own.
+    ///
+    /// The sources are `msb_krun_devices` 0.1.42 (`virtio/console/device.rs`: `process_control_rx`, `process_control_tx`;
+    /// `event_handler.rs`: `process`) and Linux (`drivers/char/virtio_console.c`: `fill_queue`,
+    /// `handle_control_message`). Each row was tried in a VM.
+    ///
+    /// [`VirtioPort::open`]: https://docs.rs/tokio-krun/latest/tokio_krun/agent/struct.VirtioPort.html#method.open
+    ///
+    /// # Panics
+    ///
+    /// If the name is empty, longer than [`MAX_NAME_LEN`](Self::MAX_NAME_LEN), or contains a NUL. Check a name
+    /// that you take from outside.
     ///
     /// # Examples
     ///
@@ -80,6 +116,7 @@ impl AgentPort {
     /// ```
     #[cfg(feature = "msb_krun")]
     #[cfg_attr(docsrs, doc(cfg(feature = "msb_krun")))]
+    #[track_caller]
     pub fn attach(self, console: msb_krun::ConsoleBuilder, name: &str) -> msb_krun::ConsoleBuilder {
         self.attach_with_options(console, name, msb_krun::ConsolePortOptions::new())
     }
@@ -88,6 +125,10 @@ impl AgentPort {
     ///
     /// One of them is how many descriptors the guest may queue. krun checks the options when you build
     /// the VM.
+    ///
+    /// # Panics
+    ///
+    /// If the guest could not find the port by this name: see [`attach`](Self::attach).
     ///
     /// # Examples
     ///
@@ -106,17 +147,22 @@ impl AgentPort {
     /// ```
     #[cfg(feature = "msb_krun")]
     #[cfg_attr(docsrs, doc(cfg(feature = "msb_krun")))]
+    #[track_caller]
     pub fn attach_with_options(
         self,
         console: msb_krun::ConsoleBuilder,
         name: &str,
         options: msb_krun::ConsolePortOptions,
     ) -> msb_krun::ConsoleBuilder {
+        assert_name(name);
+        self.shared.trace().attached(name);
         self.krun_end.attach(console, name, options)
     }
 
     /// Returns krun's end alone, for a VM that adds its ports in another way than `attach`, or for a backend of your own
     /// around it. On Linux and macOS.
+    ///
+    /// Nothing then checks the port's [name](Self::attach).
     ///
     /// # Examples
     ///
@@ -156,6 +202,8 @@ impl AgentPort {
     }
 
     /// Returns krun's end alone, for a VM that adds its ports in another way than `attach`. On Windows.
+    ///
+    /// Nothing then checks the port's [name](Self::attach).
     ///
     /// # Examples
     ///
@@ -222,7 +270,12 @@ impl AgentPort {
     /// 2. It keeps the process alive until you **drop** the stream, or its
     ///    [read half](crate::OwnedReadHalf). It waits for `limit` at most.
     ///
-    /// So read to the end, handle what you read, and then drop the stream.
+    /// So read to the end, handle what you read, and then drop the stream. A stream that you keep makes
+    /// the exit take all of `limit`. With the feature `tracing`, an event says which stream is waited for,
+    /// and a warning says if it was not dropped in time.
+    ///
+    /// With a limit of [`Duration::ZERO`] the hook does not wait: it ends the stream, and your tasks have
+    /// only the moment until krun ends the process. With [`Duration::MAX`] it waits as long as it takes.
     ///
     /// If your VM has several ports, use one hook for all of them:
     /// [`exit_hook_for`](Self::exit_hook_for).
@@ -318,6 +371,25 @@ impl AgentPort {
     }
 }
 
+#[cfg(feature = "msb_krun")]
+#[track_caller]
+fn assert_name(name: &str) {
+    assert!(
+        !name.is_empty(),
+        "the port's name is empty, and krun sends the guest no empty name"
+    );
+    assert!(
+        name.len() <= AgentPort::MAX_NAME_LEN,
+        "the port's name has {} bytes, and the guest takes at most {}",
+        name.len(),
+        AgentPort::MAX_NAME_LEN
+    );
+    assert!(
+        !name.contains('\0'),
+        "the port's name contains a NUL, where the guest would cut it off: {name:?}"
+    );
+}
+
 fn exit_hook_for(ports: Vec<GuestEnd>, limit: Duration) -> impl Fn(i32) + Send + Sync + 'static {
     move |_exit_code| {
         let began = Instant::now();
@@ -365,9 +437,11 @@ pub struct PortHandle {
 impl fmt::Debug for PortHandle {
     /// Takes no lock, because the formatter may run the caller's code.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PortHandle")
-            .field("stats", &self.stats())
-            .finish_non_exhaustive()
+        let mut f = f.debug_struct("PortHandle");
+        if let Some(shared) = self.shared.upgrade() {
+            shared.trace().fields(&mut f);
+        }
+        f.field("stats", &self.stats()).finish_non_exhaustive()
     }
 }
 

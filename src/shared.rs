@@ -35,6 +35,7 @@ use tokio::sync::watch;
 
 use crate::error::Error;
 use crate::foreign;
+use crate::options::Options;
 use crate::stats::{RingStats, Stats};
 use crate::sync::{AtomicBool, AtomicU64, Ordering, fence};
 use crate::sys;
@@ -87,13 +88,9 @@ pub(crate) struct ConsoleSharedState {
 }
 
 impl ConsoleSharedState {
-    /// Two rings of `capacity` bytes each, which [`Options`](crate::Options) has validated.
-    pub(crate) fn new(
-        capacity: usize,
-        hang_up_on_drop: bool,
-        busy_poll: Duration,
-        stall_timeout: Option<Duration>,
-    ) -> io::Result<Self> {
+    /// By `options` that were validated.
+    pub(crate) fn new(options: &Options) -> io::Result<Self> {
+        let capacity = options.capacity;
         // With too few chunks, the one that is being read would be a large part of the ring.
         let chunk_size = USUAL_CHUNK.min(capacity.div_ceil(LEAST_CHUNKS));
         let rx_room = Arc::new(sys::RxRoom::new()?);
@@ -108,15 +105,15 @@ impl ConsoleSharedState {
             drain_mark: AtomicU64::new(u64::MAX),
             hung_up: AtomicBool::new(false),
             host_ended: AtomicBool::new(false),
-            hang_up_on_drop,
+            hang_up_on_drop: options.hang_up_on_drop,
             guest_opened: AtomicBool::new(false),
             quiesced: AtomicBool::new(false),
-            busy_poll,
-            stall_timeout,
+            busy_poll: options.busy_poll,
+            stall_timeout: options.stall_timeout,
             host_gone: Latch::default(),
             guest_gone: watch::Sender::new(false),
             last_stats: Arc::default(),
-            trace: Trace::new(),
+            trace: Trace::new(options.label.clone()),
         })
     }
 
@@ -168,9 +165,12 @@ impl ConsoleSharedState {
         Arc::clone(&self.last_stats)
     }
 
-    /// Blocks until the host has stopped reading or `limit` is over.
+    /// For the exit hook. Blocks until the host has stopped reading or `limit` is over.
     pub(crate) fn wait_until_host_stops_reading(&self, limit: Duration) {
-        self.host_gone.wait(limit);
+        if !self.host_gone.wait(limit) {
+            self.trace
+                .warning("the exit hook's limit is over, and the stream was not dropped");
+        }
     }
 }
 
@@ -606,6 +606,19 @@ impl ConsoleSharedState {
         }
     }
 
+    /// The same for the exit hook, which also says whom it waits for.
+    pub(crate) fn report_exit(&self) {
+        self.report_guest_end();
+        if !self.host_gone.wait(Duration::ZERO) {
+            self.trace
+                .lifecycle("the exit hook waits until the stream is dropped");
+        }
+    }
+
+    pub(crate) fn trace(&self) -> &Trace {
+        &self.trace
+    }
+
     /// A client of another process came in place of krun.
     #[cfg(windows)]
     pub(crate) fn guest_was_a_stranger(&self) {
@@ -640,12 +653,13 @@ impl Drop for ConsoleSharedState {
 
 impl fmt::Debug for ConsoleSharedState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ConsoleSharedState")
-            .field("tx_ring", &self.tx_ring)
-            .field("rx_ring", &self.rx_ring)
-            .field("hung_up", &self.hung_up)
+        let mut f = f.debug_struct("Channel");
+        self.trace.fields(&mut f);
+        f.field("tx_queued", &self.tx_ring.queued())
+            .field("rx_queued", &self.rx_ring.queued())
             .field("guest_opened", &self.guest_opened)
-            .field("quiesced", &self.quiesced)
+            .field("guest_gone", &self.tx_ring.is_closed())
+            .field("hung_up", &self.hung_up)
             .finish_non_exhaustive()
     }
 }
@@ -696,7 +710,9 @@ mod tests {
 
     /// Whether a side that finds nothing looks again, and again after that.
     fn looks_again(busy_poll: Duration) -> [bool; 2] {
-        let shared = ConsoleSharedState::new(32 * 1024, true, busy_poll, None).unwrap();
+        let mut options = Options::new();
+        options.busy_poll = busy_poll;
+        let shared = ConsoleSharedState::new(&options).unwrap();
         let mut busy_poll = shared.busy_poll();
         [busy_poll.again(), busy_poll.again()]
     }

@@ -158,11 +158,8 @@ impl AgentStream {
     ///
     /// # Errors
     ///
-    /// [`Error::NoRuntime`] outside a tokio runtime, and [`Error::Os`] if the system gives no descriptor.
-    ///
-    /// # Panics
-    ///
-    /// If the current runtime has no I/O driver (`tokio::runtime::Builder::enable_io`).
+    /// Those of [`Options::create`]: such as [`Error::NoRuntime`] outside a tokio runtime, and [`Error::Os`] if the system
+    /// gives no descriptor.
     ///
     /// # Examples
     ///
@@ -180,12 +177,10 @@ impl AgentStream {
     /// assert_eq!(&received, b"configuration");
     /// # Ok(()) }
     /// ```
-    #[track_caller]
     pub fn pair() -> Result<(Self, AgentPort), Error> {
         Options::new().create()
     }
 
-    #[track_caller]
     pub(crate) fn register(shared: Arc<ConsoleSharedState>) -> io::Result<Self> {
         Host::register(shared).map(|host| Self::from_host(Arc::new(host)))
     }

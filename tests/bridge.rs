@@ -526,6 +526,18 @@ async fn bridge_waits_for_krun_while_one_half_is_alive() {
 }
 
 /// Nobody reads, so the bridge cannot take what is left in the pipe.
+#[test]
+fn stall_timeout_without_timer_is_an_error() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .build()
+        .unwrap();
+    let options = Options::new().stall_timeout(Duration::from_secs(1));
+    let error = options.create_on(runtime.handle()).unwrap_err();
+    assert!(matches!(error, Error::NoTimer), "{error:?}");
+    assert!(error.to_string().contains("enable_time"), "{error}");
+}
+
 #[tokio::test]
 async fn exit_hook_resolves_closed_with_full_ring() {
     watchdog(async {

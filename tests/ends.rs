@@ -257,7 +257,10 @@ async fn single_exit_hook_ends_several_streams() {
 
 #[tokio::test]
 async fn exit_hook_waits_no_longer_than_its_limit() {
-    let (stream, port) = AgentStream::pair().unwrap();
+    let (mut stream, port) = AgentStream::pair().unwrap();
+    // Without a limit to wait for, the hook still ends the stream.
+    port.exit_hook(Duration::ZERO)(0);
+    assert_eq!(stream.read(&mut [0; 8]).await.unwrap(), 0);
     port.exit_hook(Duration::from_millis(1))(0);
     // The hook returned while the stream was alive. After the drop it returns at once, whatever its limit.
     drop(stream);

@@ -477,6 +477,48 @@ fn pair_outside_runtime_fails_with_clear_error() {
 }
 
 #[test]
+fn runtime_without_io_driver_is_an_error_that_names_enable_io() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap();
+    for created in [
+        runtime.block_on(async { AgentStream::pair() }),
+        Options::new().create_on(runtime.handle()),
+    ] {
+        let error = created.unwrap_err();
+        assert!(matches!(error, Error::NoIoDriver), "{error:?}");
+        assert!(error.to_string().contains("enable_io"), "{error}");
+    }
+}
+
+#[cfg(unix)] // on Windows the port ends with its runtime, and the stream with it
+#[test]
+fn runtime_that_has_shut_down_is_an_error() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let handle = runtime.handle().clone();
+    let (mut stream, port) = Options::new().capacity(SMALL).create_on(&handle).unwrap();
+    let backend = backend(port);
+    backend.write(b"x").unwrap();
+    drop(runtime);
+    let created = Options::new().create_on(&handle);
+    assert!(matches!(created.unwrap_err(), Error::RuntimeGone));
+
+    // What needs no wait succeeds. Reading and writing give the same error for what does.
+    let mut buffer = [0; SMALL];
+    let errors = futures::executor::block_on(async {
+        assert_eq!(stream.read(&mut buffer).await.unwrap(), 1);
+        stream.write_all(&buffer).await.unwrap();
+        [stream.read_u8().await.map(drop), stream.write_u8(0).await]
+    })
+    .map(Result::unwrap_err);
+    for error in errors {
+        assert_eq!(error.kind(), io::ErrorKind::Other);
+        let reason = error.get_ref().and_then(|reason| reason.downcast_ref());
+        assert!(matches!(reason, Some(Error::RuntimeGone)), "{error:?}");
+    }
+}
+
+#[test]
 fn create_on_works_outside_runtime() {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()

@@ -4,13 +4,13 @@ mod common;
 
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::{Arc, Mutex, OnceLock, mpsc};
 use std::thread;
 use std::time::Duration;
 
 use common::{Backend, SMALL, backend, fill};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio_krun::{AgentStream, Options, PortHandle};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
+use tokio_krun::{AgentPort, AgentStream, Options, PortHandle};
 use tracing::subscriber::{DefaultGuard, set_default};
 use tracing_subscriber::fmt::MakeWriter;
 
@@ -35,15 +35,48 @@ impl<'a> MakeWriter<'a> for Log {
     }
 }
 
+impl Log {
+    /// Global, because krun's threads log some of the events. Some tests set another on their own thread.
+    fn global() -> Self {
+        static GLOBAL: OnceLock<Log> = OnceLock::new();
+        let log = GLOBAL.get_or_init(|| {
+            let log = Self::default();
+            tracing_subscriber::fmt()
+                .with_max_level(tracing_subscriber::filter::LevelFilter::TRACE)
+                .with_ansi(false)
+                .with_writer(log.clone())
+                .init();
+            log
+        });
+        log.clone()
+    }
+
+    /// The lines about the streams with this label.
+    fn about(&self, label: &str) -> String {
+        let log = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
+        let label = format!(" label={label:?}");
+        log.lines()
+            .filter(|line| line.contains(&label))
+            .map(|line| format!("{line}\n"))
+            .collect()
+    }
+
+    /// The same, once `event` is among them. Other threads and tasks may log it only after what it reports.
+    async fn with(&self, event: &str, label: &str) -> String {
+        loop {
+            let log = self.about(label);
+            if log.contains(event) {
+                return log;
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
 #[tokio::test]
-async fn events_report_lifecycle_without_payload() {
-    let log = Log::default();
-    // Global, because krun's threads log some of the events. Other tests set their own on their thread.
-    tracing_subscriber::fmt()
-        .with_max_level(tracing_subscriber::filter::LevelFilter::TRACE)
-        .with_writer(log.clone())
-        .init();
-    let (mut stream, port) = AgentStream::pair().unwrap();
+async fn events_report_lifecycle_with_label_and_without_payload() {
+    let log = Log::global();
+    let (mut stream, port) = Options::new().label("vm-17").create().unwrap();
     let handle = port.handle();
     let guest = common::boot(port);
     let mut agent = guest.open().unwrap();
@@ -57,12 +90,7 @@ async fn events_report_lifecycle_without_payload() {
     drop(agent);
     guest.power_off().await;
 
-    let text = || String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
-    // Where krun's end is a task, that task logs the last event, perhaps only now.
-    while !text().contains("the guest has gone") {
-        tokio::task::yield_now().await;
-    }
-    let log = text();
+    let log = log.with("the guest has gone", "vm-17").await;
     let mut rest = &log[..];
     for event in [
         "created",
@@ -81,6 +109,62 @@ async fn events_report_lifecycle_without_payload() {
     }
     assert!(log.contains("tokio_krun"), "{log}");
     assert!(!log.contains("secret"), "{log}");
+}
+
+#[tokio::test]
+async fn exit_hook_reports_which_stream_it_waits_for() {
+    let log = Log::global();
+    let (kept, kept_port) = Options::new().label("kept").create().unwrap();
+    let (dropped, dropped_port) = Options::new().label("dropped").create().unwrap();
+    let hook = AgentPort::exit_hook_for([&dropped_port, &kept_port], Duration::ZERO);
+    drop(dropped);
+    hook(0);
+    let log_of_kept = log
+        .with("the exit hook waits until the stream is dropped", "kept")
+        .await;
+    let warning = log_of_kept
+        .lines()
+        .find(|line| line.contains("limit is over, and the stream was not dropped"));
+    assert!(
+        warning.is_some_and(|line| line.contains(" WARN ")),
+        "{log_of_kept}"
+    );
+    let log_of_dropped = log.with("the guest has gone", "dropped").await;
+    assert!(!log_of_dropped.contains("exit hook"), "{log_of_dropped}");
+    drop(kept);
+}
+
+#[cfg(feature = "msb_krun")]
+#[tokio::test]
+async fn attaching_reports_name_of_port() {
+    let log = Log::global();
+    let (_stream, port) = Options::new().label("to attach").create().unwrap();
+    let _console = port.attach(msb_krun::ConsoleBuilder::new(), "agent");
+    let log = log.about("to attach");
+    let attached = log.lines().find(|line| line.contains(": attached "));
+    assert!(
+        attached.is_some_and(|line| line.contains(r#" port="agent""#)),
+        "{log}"
+    );
+}
+
+#[tokio::test]
+async fn debug_is_one_short_line_with_label_and_without_payload() {
+    let (mut stream, port) = Options::new().label("vm-17").create().unwrap();
+    let handle = port.handle();
+    backend(port).write(b"secret").unwrap();
+    stream.fill_buf().await.unwrap();
+    let (read, write) = stream.into_split();
+    let halves = [format!("{read:?}"), format!("{write:?}")];
+    let stream = read.reunite(write).unwrap();
+    for text in [format!("{stream:?}"), format!("{handle:?}")]
+        .into_iter()
+        .chain(halves)
+    {
+        assert!(text.contains(r#"label: "vm-17""#), "{text}");
+        assert!(!text.contains("secret"), "{text}");
+        assert!(text.len() < 400, "{text}");
+    }
 }
 
 /// Runs the caller's code at each event that contains `event`.
@@ -173,6 +257,26 @@ async fn subscriber_may_use_stream() {
         }
         drop(guard);
         assert_eq!(runs.load(Ordering::Relaxed), 1, "{event}");
+    }
+}
+
+#[tokio::test]
+async fn subscriber_of_exit_hook_may_use_stream_or_panic() {
+    for panics in [false, true] {
+        let (stream, port) = AgentStream::pair().unwrap();
+        let stream = Arc::new(stream);
+        let runs = Arc::new(AtomicUsize::new(0));
+        let guard = at("the exit hook's limit is over", {
+            let (stream, runs) = (Arc::clone(&stream), Arc::clone(&runs));
+            move || {
+                assert_eq!(stream.try_read(&mut [0; 8]).unwrap(), 0);
+                runs.fetch_add(1, Ordering::Relaxed);
+                assert!(!panics, "from the caller's subscriber");
+            }
+        });
+        port.exit_hook(Duration::ZERO)(0);
+        drop(guard);
+        assert_eq!(runs.load(Ordering::Relaxed), 1);
     }
 }
 

@@ -15,12 +15,10 @@ impl Latch {
         self.changed.notify_all();
     }
 
-    /// Blocks until it is set, for at most `limit`.
-    pub(crate) fn wait(&self, limit: Duration) {
+    /// Blocks until it is set, for at most `limit`. Returns whether it is set.
+    pub(crate) fn wait(&self, limit: Duration) -> bool {
         let set = self.set.lock().unwrap_or_else(PoisonError::into_inner);
-        let _set = self
-            .changed
-            .wait_timeout_while(set, limit, |set| !*set)
-            .unwrap_or_else(PoisonError::into_inner);
+        let waited = self.changed.wait_timeout_while(set, limit, |set| !*set);
+        *waited.unwrap_or_else(PoisonError::into_inner).0
     }
 }

@@ -17,7 +17,7 @@ use crate::sync::Kept;
 
 /// Rings of `capacity` bytes, in chunks of an eighth of that.
 fn ends(capacity: usize) -> Arc<ConsoleSharedState> {
-    Arc::new(ConsoleSharedState::new(capacity, true, Duration::ZERO, None).unwrap())
+    Arc::new(ConsoleSharedState::new(&Options::new().test_capacity(capacity)).unwrap())
 }
 
 /// As every waiting side does: register for the next wake, arm, look, sleep.

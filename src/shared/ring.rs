@@ -31,7 +31,6 @@ mod models;
 mod reader;
 mod writer;
 
-use std::fmt;
 use std::mem;
 use std::sync::{Arc, LazyLock};
 
@@ -159,7 +158,7 @@ impl Ring {
     }
 
     /// Bytes that count against the bound.
-    fn queued(&self) -> u64 {
+    pub(crate) fn queued(&self) -> u64 {
         // First, and pairs with `release`: whoever sees that bytes were released also sees that they were written,
         // so the difference is never negative.
         let released = self.taken.released.load(Ordering::Acquire);
@@ -199,18 +198,6 @@ impl Ring {
             discarded: self.ends.discarded.load(Ordering::Relaxed),
             ..RingStats::default()
         }
-    }
-}
-
-impl fmt::Debug for Ring {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Ring")
-            .field("capacity", &self.capacity)
-            .field("queued", &self.queued())
-            .field("discarded", &self.ends.discarded)
-            .field("closed", &self.ends.closed)
-            .field("abandoned", &self.ends.abandoned)
-            .finish_non_exhaustive()
     }
 }
 

@@ -88,7 +88,7 @@ fn runtime_shutdown_fails_waits_on_another_runtime() {
     use std::sync::atomic::{AtomicU64, Ordering};
 
     use common::{backend, counted};
-    use tokio_krun::Options;
+    use tokio_krun::{Error, Options};
 
     let _deadline = common::deadline();
     let home = Builder::new_multi_thread()
@@ -139,6 +139,11 @@ fn runtime_shutdown_fails_waits_on_another_runtime() {
             error.kind(),
             std::io::ErrorKind::Other,
             "{operation}: {error}"
+        );
+        let reason = error.get_ref().and_then(|reason| reason.downcast_ref());
+        assert!(
+            matches!(reason, Some(Error::RuntimeGone)),
+            "{operation}: {error:?}"
         );
     }
     drop(ends);

@@ -7,6 +7,7 @@
 //! the test reached its end and the agent did not fail.
 
 mod ends;
+mod names;
 #[path = "agent/src/pattern.rs"]
 mod pattern;
 mod protocols;
@@ -49,6 +50,7 @@ fn tests() -> impl Iterator<Item = &'static (&'static str, scenarios::Scenario)>
     [
         scenarios::ALL,
         ends::ALL,
+        names::ALL,
         virtio_port::ALL,
         protocols::ALL,
         soak::ALL,

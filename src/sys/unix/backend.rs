@@ -371,7 +371,7 @@ impl GuestEnd {
         let unread = shared.as_ref().map(|shared| shared.guest_end());
         move || {
             if let Some(shared) = shared {
-                shared.report_guest_end();
+                shared.report_exit();
             }
             drop(unread);
         }

@@ -15,6 +15,7 @@ use rustix::io::Errno;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use crate::error::Error;
 use crate::shared::Wake;
 use crate::sync::blocking::{Condvar, Mutex};
 
@@ -151,7 +152,6 @@ impl HostWait {
     /// # Panics
     ///
     /// If the current runtime has no I/O driver, as for each of tokio's own streams.
-    #[track_caller]
     pub(crate) fn register(wake: Arc<WakePipe>) -> io::Result<Self> {
         // SAFETY: the registration owns a handle to the wake pipe, which keeps one descriptor open until it is
         // dropped. `as_raw_fd` always returns that descriptor.
@@ -162,16 +162,21 @@ impl HostWait {
     /// Ready once there was a signal since the last time this was ready; it may also be ready without one. Wakes the
     /// last task that polled. Fails once the runtime has shut down.
     pub(crate) fn poll(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut guard = ready!(self.0.poll_read_ready(cx))?;
+        let mut guard = ready!(self.0.poll_read_ready(cx)).map_err(runtime_gone)?;
         guard.clear_ready();
         Poll::Ready(Ok(()))
     }
 
     /// The same for any number of tasks at once: each is woken.
     pub(crate) async fn wait(&self) -> io::Result<()> {
-        self.0.readable().await?.clear_ready();
+        self.0.readable().await.map_err(runtime_gone)?.clear_ready();
         Ok(())
     }
+}
+
+/// tokio has no other error for such a wait.
+fn runtime_gone(_: io::Error) -> io::Error {
+    Error::RuntimeGone.into()
 }
 
 /// A wake for one thread that has nothing else to wait for.

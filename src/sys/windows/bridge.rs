@@ -2,9 +2,9 @@
 
 mod carrier;
 
-use std::fmt;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
+use std::{fmt, panic};
 
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
@@ -128,11 +128,13 @@ impl fmt::Debug for AgentConsolePipeBridge {
 
 impl AgentConsolePipeBridge {
     /// Creates the pipe, and spawns the task on the current runtime.
-    #[track_caller]
     pub(crate) fn create(
         shared: &Arc<ConsoleSharedState>,
         options: &PortOptions,
     ) -> Result<Self, Error> {
+        if shared.stall_timeout().is_some() && !has_timer() {
+            return Err(Error::NoTimer);
+        }
         let name = match &options.pipe_name {
             Some(name) => name.clone(),
             None => pipe::random_name()?,
@@ -226,6 +228,11 @@ impl AgentConsolePipeBridge {
     }
 }
 
+/// Whether the current runtime has a timer. tokio has no way to ask: it panics if not.
+fn has_timer() -> bool {
+    panic::catch_unwind(|| drop(tokio::time::sleep(Duration::ZERO))).is_ok()
+}
+
 impl Drop for AgentConsolePipeBridge {
     fn drop(&mut self) {
         if let Some(task) = &self.task {
@@ -254,7 +261,7 @@ impl GuestEnd {
         let unread = shared.as_ref().map(|shared| shared.guest_stop_reading(end));
         move || {
             if let Some(shared) = shared {
-                shared.report_guest_end();
+                shared.report_exit();
             }
             drop(unread);
         }

@@ -8,6 +8,7 @@ use rustix::event::Timespec;
 
 use super::*;
 use crate::models::{bounded, spawn};
+use crate::options::Options;
 use crate::shared::Admit;
 use crate::sync::Kept;
 use crate::test_util::is_any_readable;
@@ -49,7 +50,8 @@ fn receive(backend: &AgentConsoleBackend) -> Vec<u8> {
 fn rx_thread_is_woken_for_each_byte_and_end() {
     bounded(3).check(|| {
         // Chunks of two bytes, so that the host may be at the very chunk that krun's thread looks for.
-        let shared = Arc::new(ConsoleSharedState::new(16, true, Duration::ZERO, None).unwrap());
+        let options = Options::new().test_capacity(16);
+        let shared = Arc::new(ConsoleSharedState::new(&options).unwrap());
         let host = spawn(&shared, |shared| {
             for byte in [1, 2] {
                 let written = shared.host_write(&[IoSlice::new(&[byte])], Admit::Part);
@@ -67,7 +69,8 @@ fn rx_thread_is_woken_for_each_byte_and_end() {
 #[test]
 fn tx_thread_is_woken_for_room() {
     bounded(3).check(|| {
-        let shared = Arc::new(ConsoleSharedState::new(2, true, Duration::ZERO, None).unwrap());
+        let options = Options::new().test_capacity(2);
+        let shared = Arc::new(ConsoleSharedState::new(&options).unwrap());
         let backend = Kept::new(AgentConsoleBackend::new(Arc::clone(&shared)));
         assert_eq!(backend.write(&[1, 2]).unwrap(), 2);
         let tx = thread::spawn(move || {

@@ -49,6 +49,7 @@ pub fn run_scenario(name: &str, log: &mut Log) -> io::Result<()> {
         "cbor" => block_on(protocols::cbor()),
         "grpc" => block_on(protocols::grpc()),
         "mux" => block_on(protocols::mux()),
+        "names" => block_on(virtio_port::names()),
         "appear" => block_on(virtio_port::appear()),
         "hang-up" => block_on(virtio_port::hang_up()),
         "tries" => block_on(virtio_port::tries()),

@@ -8,9 +8,11 @@ use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures::StreamExt;
 use futures::future::poll_immediate;
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest};
 use tokio_krun::agent::VirtioPort;
+use tokio_util::codec::{Framed, LengthDelimitedCodec};
 
 use crate::Log;
 use crate::port::AGENT;
@@ -18,6 +20,20 @@ use crate::remote::CONTROL;
 use crate::scenario::{CHUNK, greet_and_echo};
 
 const PORTS: &str = "/sys/class/virtio-ports";
+
+/// Opens each port whose name the host sends in a frame, and sends the name back over that port. Keeps the ports
+/// open until the host hangs up.
+pub async fn names() -> io::Result<()> {
+    let mut names = Framed::new(VirtioPort::open(AGENT).await?, LengthDelimitedCodec::new());
+    let mut ports = Vec::new();
+    while let Some(name) = names.next().await.transpose()? {
+        let name = str::from_utf8(&name).map_err(io::Error::other)?;
+        let mut port = VirtioPort::open(name).await?;
+        port.write_all(name.as_bytes()).await?;
+        ports.push(port);
+    }
+    Ok(())
+}
 
 /// Starts to open the port while it has no device file. Then restores the file and makes the kernel
 /// announce the device. From there on, this is `echo`.
