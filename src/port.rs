@@ -162,7 +162,7 @@ impl AgentPort {
     /// Returns krun's end alone, for a VM that adds its ports in another way than `attach`, or for a backend of your own
     /// around it. On Linux and macOS.
     ///
-    /// Nothing then checks the port's [name](Self::attach).
+    /// Nothing then checks the port's [name](struct.AgentPort.html#method.attach).
     ///
     /// # Examples
     ///
@@ -203,7 +203,7 @@ impl AgentPort {
 
     /// Returns krun's end alone, for a VM that adds its ports in another way than `attach`. On Windows.
     ///
-    /// Nothing then checks the port's [name](Self::attach).
+    /// Nothing then checks the port's [name](struct.AgentPort.html#method.attach).
     ///
     /// # Examples
     ///

@@ -55,7 +55,9 @@ pub(super) fn create(name: &str) -> Result<NamedPipeServer, Error> {
         Some(ERROR_ACCESS_DENIED | ERROR_PIPE_BUSY) => Error::PipeInUse {
             name: name.to_owned(),
         },
-        _ => Error::Os(error),
+        // tokio's only error of its own.
+        None => Error::RuntimeGone,
+        Some(_) => Error::Os(error),
     })
 }
 
