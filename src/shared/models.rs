@@ -335,6 +335,18 @@ fn dropped_permit_wakes_host_writer() {
 }
 
 #[test]
+fn claim_that_gives_up_wakes_host_writer() {
+    bounded(3).check(|| {
+        let shared = ends(2);
+        host_writes(&shared, &[1]);
+        assert!(shared.host_claim(2).is_none());
+        let other = spawn(&shared, |shared| shared.host_gives_up_claim());
+        assert_eq!(host_waits_to_write(&shared).unwrap(), 1);
+        other.join().unwrap();
+    });
+}
+
+#[test]
 fn permit_used_in_part_wakes_host_writer() {
     bounded(3).check(|| {
         let shared = ends(2);
@@ -578,6 +590,14 @@ fn guest_reader_that_meets_claim_is_woken() {
 #[test]
 fn guest_reader_that_meets_refused_claim_is_woken() {
     guest_reader_meets(|shared| drop(shared.host_try_claim(16)));
+}
+
+#[test]
+fn guest_reader_that_meets_refused_write_is_woken() {
+    guest_reader_meets(|shared| {
+        let bytes = [IoSlice::new(&[2; 16])];
+        drop(shared.host_write(&bytes, Admit::Whole));
+    });
 }
 
 #[test]

@@ -246,6 +246,21 @@ fn claimed_room_goes_to_no_other_write() {
     });
 }
 
+/// Neither to a write nor to another claim, whatever room there is.
+#[test]
+fn awaited_room_goes_to_no_other_write() {
+    loom::model(|| {
+        let ring = Ring::new(2, 1);
+        write(&ring, &[1]).unwrap();
+        assert_eq!(ring.claim(2), Err(Refused::Full));
+        let part = [IoSlice::new(&[2])];
+        assert_eq!(ring.write(&part, Admit::Part), Err(Refused::Full));
+        assert_eq!(ring.try_claim(1), Err(Refused::Full));
+        assert!(ring.give_up_claim());
+        assert_eq!(ring.write(&part, Admit::Part), Ok(1));
+    });
+}
+
 /// A claim that waits does not take room twice: once as claimed by another write, and once as what that write leaves.
 #[test]
 fn claim_that_waits_sees_what_another_permit_wrote() {
