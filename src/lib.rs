@@ -69,7 +69,7 @@
 //! A reader gets everything that was written before an end, as far as krun has handed it over, and then the end.
 //!
 //! - You end writing: [`shutdown`]. The guest does not notice, and your reads go on.
-//! - You hang up: [`hang_up`](AgentStream::hang_up), or drop the stream. The guest reads end of file, and can never write
+//! - You hang up: [`hang_up`](AgentStream::hang_up), or drop or [close](AgentStream::close) the stream. The guest reads end of file, and can never write
 //!   again.
 //! - The guest powers off, or the VM is dropped: reads return what is left and then end of file, and writes fail with
 //!   `BrokenPipe`. The port's [exit hook](AgentPort::exit_hook) gives you time to read before krun ends the process.
@@ -235,10 +235,10 @@
 //! - **The process ends before you read end of file.** krun ends it with the VM. Use the exit hook.
 //! - **The guest has powered off, but the process does not end.** The stream is full, and you keep it without reading. krun joins
 //!   its TX thread, which waits for room, before it runs any exit hook. So the hook's limit does not help: it begins only when the
-//!   hook runs. Read on, drop the stream, or set [`Options::stall_timeout`], which bounds the wait.
+//!   hook runs. Read on, drop or close the stream, or set [`Options::stall_timeout`], which bounds the wait.
 //! - **The guest has powered off, and the process ends only at the exit hook's limit.** The stream was read to its end, but not
 //!   dropped. With the feature `tracing`, events say which stream the hook waits for.
-//! - **The VM does not pause its devices, or does not stop.** krun waits for its TX thread here too. Read, drop the stream, or
+//! - **The VM does not pause its devices, or does not stop.** krun waits for its TX thread here too. Read, drop or close the stream, or
 //!   [`quiesce`](PortHandle::quiesce) the port. Before a checkpoint, pause the vCPUs first.
 //! - **Reads fail with `UnexpectedEof`.** The guest's bytes found no room and were discarded from there on: either the
 //!   [`stall_timeout`](Options::stall_timeout) passed, or the port was [quiesced](PortHandle::quiesce) while the vCPUs ran.

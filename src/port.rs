@@ -267,10 +267,11 @@ impl AgentPort {
     ///
     /// 1. It ends the stream. Reads return what is left and then end of file; writes fail with
     ///    [`BrokenPipe`](std::io::ErrorKind::BrokenPipe).
-    /// 2. It keeps the process alive until you **drop** the stream, or its
-    ///    [read half](crate::OwnedReadHalf). It waits for `limit` at most.
+    /// 2. It keeps the process alive until you **drop** the stream or its [read half](crate::OwnedReadHalf), or
+    ///    [close](crate::AgentStream::close) it. It waits for `limit` at most.
     ///
-    /// So read to the end, handle what you read, and then drop the stream. A stream that you keep makes
+    /// So read to the end, handle what you read, and then drop the stream. If several tasks share it, close
+    /// it instead. A stream that you keep makes
     /// the exit take all of `limit`. With the feature `tracing`, an event says which stream is waited for,
     /// and a warning says if it was not dropped in time.
     ///
@@ -325,6 +326,38 @@ impl AgentPort {
     ///     .build()?;
     /// # Ok(()) }
     /// ```
+    ///
+    /// End of file does not mean that the agent has failed. An observer before the hook notes how the VM ended:
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// # use tokio::io::AsyncReadExt;
+    /// use tokio::sync::watch;
+    /// use tokio_krun::AgentStream;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let (mut stream, port) = AgentStream::pair()?;
+    /// let (exit, mut exit_code) = watch::channel(None);
+    /// let note = move |code| {
+    ///     exit.send_replace(Some(code));
+    /// };
+    /// let hook = port.exit_hook(Duration::from_secs(10));
+    ///
+    /// // Stands in for krun. With a VM, call `.on_exit(note).on_exit(hook)`.
+    /// let observers = tokio::task::spawn_blocking(move || {
+    ///     note(0);
+    ///     hook(0);
+    /// });
+    /// let mut last_words = String::new();
+    /// stream.read_to_string(&mut last_words).await?; // to end of file
+    /// // An error here, instead of a code: the VM was dropped and never ran.
+    /// let code = *exit_code.wait_for(Option::is_some).await?;
+    /// assert_eq!(code, Some(0)); // powered off, as it should
+    /// drop(stream); // all is handled, so krun may end the process
+    /// observers.await?;
+    /// # Ok(()) }
+    /// ```
     #[must_use = "the hook does nothing until `VmBuilder::on_exit` has it"]
     pub fn exit_hook(&self, limit: Duration) -> impl Fn(i32) + Send + Sync + use<> + 'static {
         exit_hook_for(vec![self.krun_end.end_handle()], limit)
@@ -333,7 +366,7 @@ impl AgentPort {
     /// Returns one [exit hook](Self::exit_hook) for several ports of your VM.
     ///
     /// All their streams end at once, and share one `limit`. Separate hooks would run one after another,
-    /// so the second stream would not end before you dropped the first.
+    /// so the second stream would not end before you dropped or closed the first.
     ///
     /// krun joins the TX threads of all ports before it runs the hook. So one full stream that you do not
     /// read holds up the end of all of them, unless it has a
@@ -453,7 +486,7 @@ impl PortHandle {
     /// krun stops a port by joining the thread that carries the guest's bytes, without notice to the
     /// port. If you do not read and that thread waits for room, the VM neither ends nor comes to rest
     /// for a checkpoint. Even [`ExitHandle::trigger`] does not end it. Two more things let the writes
-    /// through, both for good: you drop the stream, or the
+    /// through, both for good: you drop or close the stream, or the
     /// [`stall_timeout`](crate::Options::stall_timeout) passes.
     ///
     /// A quiesced port accepts the guest's bytes up to twice the [capacity](crate::Options::capacity).

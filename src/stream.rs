@@ -120,14 +120,14 @@ use crate::stats::Stats;
 ///
 /// | tokio's | here |
 /// | --- | --- |
-/// | `ready`, `readable`, `writable` | the same; any number of tasks may wait, and each call costs some of its task's [budget](tokio::task::coop) |
+/// | `ready`, `readable`, `writable` | the same; any number of tasks may wait, and each call costs some of its task's [budget](tokio::task::coop). An interest in neither reading nor writing is `InvalidInput` |
 /// | `poll_read_ready`, `poll_write_ready` | the same |
-/// | readiness | exact: it ends with the last byte that you read, where tokio's lasts until a read returns `WouldBlock`. `is_write_closed` is set after your own `shutdown`, too |
+/// | readiness | exact: it ends with the last byte that you read or the last room that you fill, where tokio's lasts until a call returns `WouldBlock`. `is_write_closed` is set after your own `shutdown`, too |
 /// | a write that waits for room | goes on once half of the capacity is free or the guest has read everything, as a socket's does with its own threshold |
-/// | after the runtime has shut down | waiting fails; bytes that are there can still be read, and a write that fits succeeds |
-/// | `try_read`, `try_read_buf`, `try_read_vectored` | the same; one call takes everything that fits, across chunks |
-/// | `try_write`, `try_write_vectored` | the same |
-/// | `split`, `into_split`, `reunite`, `forget` | the same; with `AsyncBufReadExt` in scope see [`split`](Self::split). `OwnedReadHalf` has `forget` too, as dropping it has an effect here |
+/// | after the runtime has shut down | waiting fails; what need not wait succeeds, `read` and `write` too, where only tokio's `try_` methods do |
+/// | `try_read`, `try_read_buf`, `try_read_vectored` | the same; one call takes everything that fits, across chunks. Into an empty buffer they always return `Ok(0)` |
+/// | `try_write`, `try_write_vectored` | the same. Writing nothing returns `Ok(0)` even if there is no room |
+/// | `split`, `into_split`, `reunite`, `forget` | the same, but the guest does not notice that you dropped a writing half; with `AsyncBufReadExt` in scope see [`split`](Self::split). `OwnedReadHalf` has `forget` too, as dropping it has an effect here |
 /// | `AsyncRead`, `AsyncWrite` with vectored writes | the same, but the peer does not see a `shutdown`: see [Ends](#ends) |
 /// | `AsRef<UnixStream>` of the owned halves | none: each half has the methods of its own direction |
 /// | `pair` | [`pair`](Self::pair) and [`Options::create`]: the other end is an [`AgentPort`], not a stream |

@@ -186,7 +186,8 @@ impl AgentStream {
     /// Waits until there is room for `length` bytes, and sets it aside for one write: see [`Permit`].
     ///
     /// Use it if all of a message must go in at once, or if nothing may wait between making a message and writing it. Tasks
-    /// get their room in the order in which they call this. While one waits, other writes get only the room that it leaves.
+    /// get their room in the order in which they call this. While one waits, other writes get only the room that it leaves. If
+    /// tasks reserve all of it again and again, a plain `write` may never get any: then let all who share a stream reserve.
     ///
     /// # Errors
     ///
