@@ -285,10 +285,11 @@ impl ConsoleSharedState {
         let unread = self.tx_ring.abandon();
         self.host_ended.store(true, Ordering::Relaxed);
         self.host_gone.set();
-        self.rx_data.notify();
         self.rx_room.notify();
         self.tx_room.notify();
         self.tx_data.notify();
+        // Last, as it may run an agent of the in-process guest.
+        self.rx_data.notify();
         drop(unread);
         if is_news {
             self.trace.lifecycle("the host hangs up");
@@ -417,9 +418,9 @@ impl ConsoleSharedState {
     /// Ends the host's writing without telling the guest.
     pub(crate) fn host_shut_down(&self) {
         self.rx_ring.close();
-        self.rx_data.notify_after_fence();
         // A task that waits for room learns that there will be none.
         self.rx_room.notify();
+        self.rx_data.notify_after_fence();
     }
 
     /// Ends the host's writing: after the last byte the guest reads the end of the file.
@@ -427,8 +428,8 @@ impl ConsoleSharedState {
         self.rx_ring.close();
         // Relaxed: see `guest_read`.
         let had_hung_up = self.hung_up.swap(true, Ordering::Relaxed);
-        self.rx_data.notify();
         self.rx_room.notify();
+        self.rx_data.notify();
         if !had_hung_up {
             self.trace.lifecycle("the host hangs up");
         }

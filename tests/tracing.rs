@@ -269,7 +269,9 @@ async fn subscriber_of_exit_hook_may_use_stream_or_panic() {
         let guard = at("the exit hook's limit is over", {
             let (stream, runs) = (Arc::clone(&stream), Arc::clone(&runs));
             move || {
-                assert_eq!(stream.try_read(&mut [0; 8]).unwrap(), 0);
+                // On Windows a task ends the stream, a moment later.
+                let read = stream.try_read(&mut [0; 8]);
+                assert!(matches!(read, Ok(0)) || cfg!(windows), "{read:?}");
                 runs.fetch_add(1, Ordering::Relaxed);
                 assert!(!panics, "from the caller's subscriber");
             }

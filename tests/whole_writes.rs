@@ -282,6 +282,9 @@ async fn whole_writes_fail_once_writing_has_ended() {
         assert_pending!(reserve.poll());
         assert_pending!(next.poll());
         let _backend = end(&stream, backend);
+        if !by_host {
+            stream.closed().await;
+        }
         let mut errors = vec![permit.write_all(b"too late").unwrap_err()];
         errors.push(assert_ready_err!(reserve.poll()));
         drop(reserve);

@@ -1,9 +1,9 @@
 //! Mounts what an agent needs that runs as the guest's init.
 
 use std::ffi::CStr;
+use std::os::unix::fs::MetadataExt;
 use std::{fs, io};
 
-use rustix::fs::StatFs;
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount};
 
@@ -49,7 +49,7 @@ pub fn mount_filesystems() -> io::Result<()> {
 }
 
 fn mount_unless_mounted(path: &str, kind: &CStr, magic: u64) -> io::Result<()> {
-    if is_mounted(rustix::fs::statfs(path), magic) {
+    if is_mounted(path, magic) {
         return Ok(());
     }
     fs::create_dir_all(path)?;
@@ -60,9 +60,12 @@ fn mount_unless_mounted(path: &str, kind: &CStr, magic: u64) -> io::Result<()> {
     }
 }
 
-fn is_mounted(found: Result<StatFs, Errno>, magic: u64) -> bool {
+/// Whether a filesystem of this kind is there, and not just a folder of a root that is of the same kind.
+fn is_mounted(path: &str, magic: u64) -> bool {
+    let device = |path: &str| fs::metadata(path).map(|found| found.dev()).ok();
     // The type of the number differs between targets.
-    found.is_ok_and(|found| found.f_type as u64 == magic)
+    rustix::fs::statfs(path).is_ok_and(|found| found.f_type as u64 == magic)
+        && device(path) != device("/")
 }
 
 #[cfg(test)]
@@ -73,9 +76,12 @@ mod tests {
     #[cfg_attr(miri, ignore = "Miri has no statfs")]
     fn mounted_filesystems_are_left_alone() {
         let [(proc, _, magic), ..] = FILESYSTEMS;
-        assert!(is_mounted(rustix::fs::statfs(proc), magic));
-        assert!(!is_mounted(rustix::fs::statfs(proc), magic + 1));
-        assert!(!is_mounted(rustix::fs::statfs("/no such folder"), magic));
+        assert!(is_mounted(proc, magic));
+        assert!(!is_mounted(proc, magic + 1));
+        assert!(!is_mounted("/no such folder", magic));
+        // A folder of the root, whatever filesystem that is.
+        let root = rustix::fs::statfs("/").unwrap().f_type as u64;
+        assert!(!is_mounted("/", root));
         // It would need no right here, as nothing is to be done.
         mount_unless_mounted(proc, c"proc", magic).unwrap();
     }
