@@ -146,10 +146,13 @@ impl<T> Waiting<T> {
     where
         F: Future<Output = io::Result<T>> + Send + Sync + 'static,
     {
-        let waiting = self.0.get_or_insert_with(|| Box::pin(begin()));
-        let result = ready!(waiting.as_mut().poll(cx));
-        self.0 = None;
-        Poll::Ready(result)
+        // Taken out, so that nothing is left of a wait that panics.
+        let mut waiting = self.0.take().unwrap_or_else(|| Box::pin(begin()));
+        let result = waiting.as_mut().poll(cx);
+        if result.is_pending() {
+            self.0 = Some(waiting);
+        }
+        result
     }
 }
 
@@ -461,7 +464,7 @@ impl<S: WriteChunks> Sink<Bytes> for Chunks<S> {
     fn start_send(self: Pin<&mut Self>, item: Bytes) -> io::Result<()> {
         let this = self.project();
         assert!(
-            this.pending.is_empty(),
+            this.pending.is_empty() && this.writing.0.is_none(),
             "`start_send` called before `poll_ready` was ready"
         );
         *this.pending = item;

@@ -8,7 +8,6 @@
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice, IoSliceMut};
-use std::mem;
 use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::pin::pin;
 use std::sync::Arc;
@@ -17,7 +16,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use tokio::io::{Interest, ReadBuf, Ready};
-use tokio::sync::Mutex;
+use tokio::sync::SemaphorePermit;
 use tokio::task::coop;
 
 use crate::error::Error;
@@ -37,8 +36,6 @@ pub struct Host {
     writable: HostWait,
     /// Whether the last look found something: the guest is active.
     guest_is_active: AtomicBool,
-    /// The turn to wait for room that is set aside: one task after another.
-    turn: Mutex<()>,
 }
 
 impl Host {
@@ -49,7 +46,6 @@ impl Host {
             writable: HostWait::register(Arc::clone(shared.rx_room.wake()))?,
             shared,
             guest_is_active: AtomicBool::new(false),
-            turn: Mutex::new(()),
         })
     }
 
@@ -259,7 +255,7 @@ impl Host {
         bytes: &mut Bytes,
     ) -> Poll<io::Result<usize>> {
         self.poll_until(Side::Writing, cx, |shared| {
-            shared.host_write_bytes(bytes, Admit::Part)
+            shared.host_write_bytes(bytes, Admit::Part).0
         })
         .map(|result| result?)
     }
@@ -348,10 +344,17 @@ impl Host {
     }
 
     pub(crate) fn try_write_all_bytes(&self, mut bytes: Bytes) -> Result<(), (Bytes, io::Error)> {
-        let written = self
-            .check_fits(bytes.len())
-            .and_then(|()| now(self.shared.host_write_bytes(&mut bytes, Admit::Whole)));
-        written.map(drop).map_err(|error| (bytes, error))
+        let written = self.write_all_bytes_now(&mut bytes).0;
+        written.map_err(|error| (bytes, error))
+    }
+
+    /// Also returns the bytes that were copied: dropping them may run the caller's code.
+    fn write_all_bytes_now(&self, bytes: &mut Bytes) -> (io::Result<()>, Bytes) {
+        if let Err(error) = self.check_fits(bytes.len()) {
+            return (Err(error), Bytes::new());
+        }
+        let (written, copied) = self.shared.host_write_bytes(bytes, Admit::Whole);
+        (now(written).map(drop), copied)
     }
 
     pub(crate) fn try_reserve(&self, length: usize) -> io::Result<Permit<'_>> {
@@ -427,13 +430,15 @@ impl Host {
         let found = poll_fn(|cx| {
             let budget = ready!(coop::poll_proceed(cx));
             budget.made_progress();
-            Poll::Ready(self.shared.host_write_bytes(bytes, Admit::Part))
+            Poll::Ready(self.shared.host_write_bytes(bytes, Admit::Part).0)
         });
         if let Some(written) = found.await {
             return written;
         }
-        let _turn = self.turn.lock().await;
-        let look = || self.shared.host_write_bytes(bytes, Admit::Part);
+        // Dropped after the turn, as that may run the caller's code.
+        let _item = bytes.clone();
+        let _turn = self.turn().await;
+        let look = || self.shared.host_write_bytes(bytes, Admit::Part).0;
         self.until(&[Side::Writing], look).await?
     }
 
@@ -454,10 +459,17 @@ impl Host {
         self.until(&[Side::Reading], look).await?
     }
 
+    /// `None` once writing has ended: what follows fails at once.
+    async fn turn(&self) -> Option<SemaphorePermit<'_>> {
+        self.shared.turn.acquire().await.ok()
+    }
+
     pub(crate) async fn reserve(&self, length: usize) -> io::Result<Permit<'_>> {
         self.check_fits(length)?;
-        let _turn = self.turn.lock().await;
-        self.claim(length).await
+        let turn = self.turn().await;
+        let permit = self.claim(length).await?;
+        drop(turn);
+        Ok(permit)
     }
 
     /// For the task whose turn it is.
@@ -476,29 +488,32 @@ impl Host {
         bytes: &mut Bytes,
     ) -> Poll<io::Result<()>> {
         let budget = ready!(coop::poll_proceed(cx));
-        let item = mem::take(bytes);
-        let written = match self.turn.try_lock() {
-            Ok(_turn) if item.len() <= self.capacity() => self.try_write_all_bytes(item),
-            _ => Err((item, io::ErrorKind::WouldBlock.into())),
+        let mut copied = Bytes::new();
+        let written = match self.shared.turn.try_acquire() {
+            Ok(_turn) if bytes.len() <= self.capacity() => {
+                let written;
+                (written, copied) = self.write_all_bytes_now(bytes);
+                written
+            }
+            _ => Err(io::ErrorKind::WouldBlock.into()),
         };
         budget.made_progress();
-        Poll::Ready(written.map_err(|(item, error)| {
-            *bytes = item;
-            error
-        }))
+        // Only now, as that may run the caller's code.
+        drop(copied);
+        Poll::Ready(written)
     }
 
     /// Writes all of `bytes`. Nothing of another task's comes between them.
     pub(crate) async fn write_whole(&self, mut bytes: Bytes) -> io::Result<()> {
         // Dropped after the turn, as that may run the caller's code.
         let _item = bytes.clone();
-        let _turn = self.turn.lock().await;
+        let _turn = self.turn().await;
         if bytes.len() <= self.capacity() {
             return self.claim(bytes.len()).await?.write_all_bytes(bytes);
         }
         let _exclusive = Exclusive::begin(&self.shared);
         while !bytes.is_empty() {
-            let look = || self.shared.host_write_bytes(&mut bytes, Admit::Exclusive);
+            let look = || self.shared.host_write_bytes(&mut bytes, Admit::Exclusive).0;
             self.until(&[Side::Writing], look).await??;
         }
         Ok(())

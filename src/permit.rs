@@ -146,7 +146,7 @@ impl<'a> Permit<'a> {
     /// ```
     pub fn write_all_bytes(self, mut bytes: Bytes) -> io::Result<()> {
         let (shared, claimed) = self.use_up(bytes.len())?;
-        done(shared.host_write_bytes(&mut bytes, claimed))
+        done(shared.host_write_bytes(&mut bytes, claimed).0)
     }
 
     /// For a write of `length` bytes, which uses the claim up whatever becomes of it.

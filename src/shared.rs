@@ -31,7 +31,7 @@ use std::time::{Duration, Instant};
 use std::{fmt, hint, mem};
 
 use bytes::Bytes;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use crate::error::Error;
 use crate::foreign;
@@ -82,6 +82,8 @@ pub(crate) struct ConsoleSharedState {
     host_gone: Latch,
     /// `true` once the guest has gone.
     guest_gone: watch::Sender<bool>,
+    /// The turn to wait for room that is set aside: one task of the host's after another.
+    pub(crate) turn: Semaphore,
     /// What is left for handles once the rings are gone.
     last_stats: Arc<OnceLock<Stats>>,
     trace: Trace,
@@ -112,6 +114,7 @@ impl ConsoleSharedState {
             stall_timeout: options.stall_timeout,
             host_gone: Latch::default(),
             guest_gone: watch::Sender::new(false),
+            turn: Semaphore::new(1),
             last_stats: Arc::default(),
             trace: Trace::new(options.label.clone()),
         })
@@ -288,8 +291,9 @@ impl ConsoleSharedState {
         self.rx_room.notify();
         self.tx_room.notify();
         self.tx_data.notify();
-        // Last, as it may run an agent of the in-process guest.
+        // Late, as it may run an agent of the in-process guest.
         self.rx_data.notify();
+        self.end_turns();
         drop(unread);
         if is_news {
             self.trace.lifecycle("the host hangs up");
@@ -308,14 +312,15 @@ impl ConsoleSharedState {
         self.host_wrote(self.rx_ring.write(sources, admit), admit)
     }
 
-    /// Takes what `admit` allows from the front of `bytes`, without a copy if that pays.
+    /// Takes what `admit` allows from the front of `bytes`, without a copy if that pays. Returns the bytes that were copied,
+    /// too: dropping them may run the caller's code.
     pub(crate) fn host_write_bytes(
         &self,
         bytes: &mut Bytes,
         admit: Admit,
-    ) -> Option<io::Result<usize>> {
-        let (written, _copied) = self.rx_ring.write_bytes(bytes, admit);
-        self.host_wrote(written, admit)
+    ) -> (Option<io::Result<usize>>, Bytes) {
+        let (written, copied) = self.rx_ring.write_bytes(bytes, admit);
+        (self.host_wrote(written, admit), copied)
     }
 
     fn host_wrote(
@@ -394,7 +399,7 @@ impl ConsoleSharedState {
     /// After a fence, to the host's own tasks: others may use the room now.
     fn offer_unclaimed_room(&self) {
         self.rx_room
-            .notify_if_after_fence(|| self.rx_ring.has_wanted_room());
+            .notify_if_after_fence(|| self.rx_ring.has_room_to_offer());
     }
 
     /// The position after everything written so far.
@@ -421,6 +426,12 @@ impl ConsoleSharedState {
         // A task that waits for room learns that there will be none.
         self.rx_room.notify();
         self.rx_data.notify_after_fence();
+        self.end_turns();
+    }
+
+    /// Lets every task go on that waits for its turn: writing has ended, so each fails.
+    fn end_turns(&self) {
+        foreign::run(|| self.turn.close());
     }
 
     /// Ends the host's writing: after the last byte the guest reads the end of the file.
@@ -430,6 +441,7 @@ impl ConsoleSharedState {
         let had_hung_up = self.hung_up.swap(true, Ordering::Relaxed);
         self.rx_room.notify();
         self.rx_data.notify();
+        self.end_turns();
         if !had_hung_up {
             self.trace.lifecycle("the host hangs up");
         }
@@ -601,6 +613,7 @@ impl ConsoleSharedState {
     /// Tells those who wait for the guest's end, and the subscriber: the caller's code.
     pub(crate) fn report_guest_end(&self) {
         let mut had_gone = true;
+        self.end_turns();
         foreign::run(|| had_gone = self.guest_gone.send_replace(true));
         if !had_gone {
             self.trace.lifecycle("the guest has gone");

@@ -352,7 +352,8 @@ impl AgentStream {
     /// Closes the stream, as dropping it does, without owning it. Returns at once; a second call does nothing.
     ///
     /// Reads return end of file, and what was unread is discarded. Writes fail with
-    /// [`BrokenPipe`](io::ErrorKind::BrokenPipe). Every task that waits for the stream is woken. The guest sees what it sees
+    /// [`BrokenPipe`](io::ErrorKind::BrokenPipe). Every task that waits to read, to write or for the guest to open its port is
+    /// woken; [`drained`](Self::drained) and [`closed`](Self::closed) go on waiting for the guest. The guest sees what it sees
     /// when you drop the stream (see [Ends](AgentStream#ends)), and an [exit hook](AgentPort::exit_hook) waits no longer.
     ///
     /// Call it from a task that shares the stream, such as one that watches a deadline. Or call it to say that you have

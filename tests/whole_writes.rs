@@ -4,6 +4,7 @@ mod common;
 
 use std::io::{self, ErrorKind, IoSlice};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use common::{Backend, SMALL, many, pair, pattern, watchdog};
@@ -263,15 +264,7 @@ async fn whole_writes_fail_once_writing_has_ended() {
     let ends: [(End, bool); 3] = [
         (|_, backend| (drop(backend), None).1, false),
         (|stream, backend| (stream.close(), Some(backend)).1, true),
-        (
-            |stream, backend| {
-                // The same end as `shutdown`, by reference.
-                let mut chunks = Chunks::new(stream);
-                chunks.close().now_or_never().unwrap().unwrap();
-                Some(backend)
-            },
-            true,
-        ),
+        (|stream, backend| (stream.hang_up(), Some(backend)).1, true),
     ];
     for (end, by_host) in ends {
         let (stream, backend) = pair();
@@ -458,6 +451,111 @@ async fn dropped_adapter_leaves_room_to_others() {
         .write_all(&[3])
         .unwrap();
     assert_eq!(take(&_backend, 1), [3]);
+}
+
+/// The one before them holds the turn and is not polled any more.
+#[tokio::test]
+async fn end_reaches_tasks_that_wait_for_their_turn() {
+    let ends: [fn(&AgentStream, &mut Option<Backend>); 3] = [
+        |stream, _| stream.close(),
+        |stream, _| stream.hang_up(),
+        |_, backend| drop(backend.take()),
+    ];
+    for end in ends {
+        let (stream, backend) = pair();
+        let mut backend = Some(backend);
+        stream.try_write_all(&[1; SMALL]).unwrap();
+        let mut first = Chunks::new(&stream);
+        assert!(
+            first
+                .send(Bytes::from_static(b"first"))
+                .now_or_never()
+                .is_none()
+        );
+        let mut reserve = task::spawn(stream.reserve(1));
+        let mut bytes = Bytes::from_static(b"late");
+        let mut write = task::spawn(stream.write_bytes(&mut bytes));
+        let mut chunks = Chunks::new(&stream);
+        let mut send = task::spawn(chunks.send(Bytes::from_static(b"late")));
+        assert_pending!(reserve.poll());
+        assert_pending!(write.poll());
+        assert_pending!(send.poll());
+        end(&stream, &mut backend);
+        if backend.is_none() {
+            stream.closed().await;
+        }
+        assert!(reserve.is_woken());
+        assert_ready_err!(reserve.poll());
+        assert_ready_err!(write.poll());
+        assert_ready_err!(send.poll());
+        let error = stream.reserve(1).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::BrokenPipe);
+        let error = Chunks::new(&stream).send(Bytes::from_static(b"late")).await;
+        assert_eq!(error.unwrap_err().kind(), ErrorKind::BrokenPipe);
+    }
+}
+
+/// Its `drop` finds no claim and no turn in its way.
+#[tokio::test]
+async fn dropped_item_may_use_the_stream() {
+    struct Reserves(Arc<AgentStream>, Arc<AtomicUsize>);
+    impl AsRef<[u8]> for Reserves {
+        fn as_ref(&self) -> &[u8] {
+            b"small, and so copied"
+        }
+    }
+    impl Drop for Reserves {
+        fn drop(&mut self) {
+            let permit = self.0.reserve(SMALL - 100).now_or_never();
+            assert!(permit.unwrap().is_ok());
+            self.1.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+    let (stream, backend) = pair();
+    let stream = Arc::new(stream);
+    let drops = Arc::new(AtomicUsize::new(0));
+    let item = || Bytes::from_owner(Reserves(Arc::clone(&stream), Arc::clone(&drops)));
+    Chunks::new(&*stream).send(item()).await.unwrap();
+    stream
+        .reserve(50)
+        .await
+        .unwrap()
+        .write_all_bytes(item())
+        .unwrap();
+    assert!(stream.try_write_all_bytes(item()).is_ok());
+    assert_eq!(drops.load(Ordering::Relaxed), 3);
+    take(&backend, 60);
+
+    // After a wait.
+    stream.try_write_all(&[0; SMALL]).unwrap();
+    let mut chunks = Chunks::new(&*stream);
+    let mut send = task::spawn(chunks.send(item()));
+    assert_pending!(send.poll());
+    take(&backend, SMALL);
+    assert_ready_ok!(send.poll());
+    let mut bytes = item();
+    stream.try_write_all(&[0; SMALL - 20]).unwrap();
+    let mut write = task::spawn(stream.write_bytes(&mut bytes));
+    assert_pending!(write.poll());
+    take(&backend, SMALL);
+    assert_ready_ok!(write.poll());
+    drop(write);
+    drop(bytes);
+    assert_eq!(drops.load(Ordering::Relaxed), 5);
+}
+
+#[tokio::test]
+async fn permits_that_are_used_in_full_wake_nobody() {
+    let (stream, _backend) = pair();
+    let permits: Vec<_> = (0..64).map(|_| stream.try_reserve(16).unwrap()).collect();
+    stream.try_write_all(&[0; SMALL - 64 * 16]).unwrap();
+    let mut waits = task::spawn(stream.writable());
+    assert_pending!(waits.poll());
+    for permit in permits {
+        permit.write_all(&[1; 16]).unwrap();
+    }
+    assert_eq!(stream.stats().rx.room_wakes, 0);
+    assert_pending!(waits.poll());
 }
 
 #[tokio::test]

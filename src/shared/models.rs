@@ -8,6 +8,7 @@ use std::io::IoSlice;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use loom::thread;
 
 use super::*;
 use crate::models::{bounded, spawn};
@@ -670,6 +671,43 @@ fn guest_opened_is_woken() {
         let guest = spawn(&shared, |shared| shared.mark_guest_opened());
         let tx_data = &shared.tx_data;
         assert!(until(tx_data, || shared.host_sees_guest()));
+        guest.join().unwrap();
+    });
+}
+
+/// Another task's claim gets its room at that moment, and leaves some.
+#[test]
+fn look_for_room_that_meets_claim_finds_the_rest() {
+    bounded(8).check(|| {
+        let shared = ends(4);
+        host_writes(&shared, &[1, 2, 3, 4]);
+        assert!(shared.host_claim(3).is_none());
+        assert_eq!(shared.guest_read(&mut [0; 4]), Some(4));
+        let other = spawn(&shared, |shared| {
+            assert!(until(&shared.rx_room, || shared.host_is_writable()));
+        });
+        shared.host_claim(3).unwrap().unwrap();
+        other.join().unwrap();
+    });
+}
+
+/// The same, with the guest that makes the room.
+#[test]
+fn write_is_woken_for_what_a_claim_leaves() {
+    bounded(2).check(|| {
+        let shared = ends(4);
+        host_writes(&shared, &[1, 2, 3, 4]);
+        assert!(shared.host_claim(3).is_none());
+        let guest = spawn(&shared, |shared| {
+            assert_eq!(shared.guest_read(&mut [0; 4]), Some(4));
+        });
+        let claimer = spawn(&shared, |shared| {
+            while shared.host_claim(3).is_none() {
+                thread::yield_now();
+            }
+        });
+        assert_eq!(host_waits_to_write(&shared).unwrap(), 1);
+        claimer.join().unwrap();
         guest.join().unwrap();
     });
 }

@@ -189,6 +189,9 @@ impl AgentStream {
     /// get their room in the order in which they call this. While one waits, other writes get only the room that it leaves. If
     /// tasks reserve all of it again and again, a plain `write` may never get any: then let all who share a stream reserve.
     ///
+    /// Like a write, it is woken once half of the capacity is free, or the guest has read everything, and not for a little room
+    /// before that. A future of this that you keep without polling it keeps its place, and the tasks behind it wait.
+    ///
     /// # Errors
     ///
     /// - [`InvalidInput`](io::ErrorKind::InvalidInput) at once if `length` is more than the [capacity](Self::capacity).
@@ -250,6 +253,8 @@ impl AgentStream {
     }
 
     /// Writes all of `buf` or nothing, without waiting.
+    ///
+    /// To wait for enough room, use [`reserve`](Self::reserve): [`writable`](Self::writable) returns as soon as one byte fits.
     ///
     /// # Errors
     ///

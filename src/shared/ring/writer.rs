@@ -238,7 +238,7 @@ impl Ring {
     }
 
     fn check_ends(&self) -> Result<(), Refused> {
-        // Relaxed: it is stored under the lock.
+        // Relaxed: it is stored under the lock, or somebody notifies afterwards.
         if self.ends.closed.load(Ordering::Relaxed) {
             return Err(Refused::Closed);
         }
@@ -263,12 +263,21 @@ impl Ring {
         self.is_wanted(self.room())
     }
 
+    /// Whether room that was given back is of use to a task that waits, or nothing will ever be taken.
+    pub(crate) fn has_room_to_offer(&self) -> bool {
+        self.has_room()
+            || self.check_ends().is_err()
+            || (self.awaited() != 0 && self.has_wanted_room())
+            || (self.put.exclusive.load(Ordering::Relaxed) && self.claimed() == 0)
+    }
+
     pub(super) fn is_wanted(&self, room: u64) -> bool {
-        let ends = &self.ends;
-        let ended = ends.closed.load(Ordering::Relaxed) || ends.abandoned.load(Ordering::Relaxed);
-        // A look without the lock may see only a part of a change. Whoever changes it notifies afterwards.
+        let ended = self.check_ends().is_err();
+        let wanted = self.ends.wanted.load(Ordering::Relaxed);
+        // A look without the lock may see only a part of a change. If that hides room, whoever makes the change notifies
+        // afterwards.
         let needed = self.claimed().saturating_add(self.awaited());
-        ended || room >= needed.saturating_add(ends.wanted.load(Ordering::Relaxed))
+        ended || room >= needed.saturating_add(wanted)
     }
 
     /// Whether a write of at least one byte would be taken.
@@ -294,8 +303,8 @@ impl Ring {
             self.see_released(writer);
             let claimed = self.claimed().saturating_add(length);
             if self.known_room(writer, self.capacity) >= claimed {
-                self.set_claimed(claimed);
                 self.await_room(0);
+                self.set_claimed(claimed);
                 return Ok(());
             }
             if self.awaited() == 0 {
@@ -328,7 +337,9 @@ impl Ring {
 
     /// For the holder of the lock.
     fn set_claimed(&self, claimed: u64) {
-        self.put.claimed.store(claimed, Ordering::Relaxed);
+        // Pairs with the load in `claimed`: whoever sees a claim also sees that nothing awaits its room any more, and so never
+        // counts it twice.
+        self.put.claimed.store(claimed, Ordering::Release);
     }
 
     /// For the holder of the lock.
@@ -337,7 +348,7 @@ impl Ring {
     }
 
     pub(super) fn claimed(&self) -> u64 {
-        self.put.claimed.load(Ordering::Relaxed)
+        self.put.claimed.load(Ordering::Acquire)
     }
 
     fn awaited(&self) -> u64 {
