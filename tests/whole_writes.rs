@@ -597,7 +597,7 @@ async fn smallest_capacities_work() {
             assert_eq!(stream.capacity(), capacity);
             let backend = common::backend(port);
             let (mut read, mut write) = stream.into_split();
-            let sent = pattern(4096);
+            let sent = pattern(many(4096));
             let expected = sent.clone();
             let writer = tokio::spawn(async move { write.write_all(&sent).await.unwrap() });
             let mut received = Vec::new();
@@ -613,7 +613,7 @@ async fn smallest_capacities_work() {
 
             let echo = tokio::spawn(async move {
                 use tokio::io::AsyncReadExt;
-                let mut back = vec![0; 4096];
+                let mut back = vec![0; many(4096)];
                 read.read_exact(&mut back).await.unwrap();
                 back
             });
