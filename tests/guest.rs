@@ -1122,3 +1122,153 @@ fn debug_is_one_line() {
     let port = guest.open_blocking().unwrap();
     assert_eq!(format!("{port:?}"), "BlockingPort(Port { .. })");
 }
+
+/// Like a VM's last moments: nothing opens a port any more.
+#[tokio::test]
+async fn no_port_opens_once_power_off_has_begun() {
+    for has_threads in [false, true] {
+        watchdog(async {
+            let (mut stream, port) = AgentStream::pair().unwrap();
+            let (mut full, full_port) = Options::new().capacity(SMALL).create().unwrap();
+            let (begun, mut has_begun) = tokio::sync::mpsc::unbounded_channel();
+            let (proceed, may_proceed) = mpsc::channel::<()>();
+            let may_proceed = Mutex::new(may_proceed);
+            let guest = Guest::builder()
+                .port("agent", port)
+                .port("full", full_port)
+                .on_exit(move |_| {
+                    begun.send(()).unwrap();
+                    may_proceed.lock().unwrap().recv().unwrap();
+                })
+                .threads(has_threads)
+                .boot();
+            let mut full_agent = guest.open_port("full").unwrap();
+            full_agent.write_all(&vec![7; 2 * SMALL]).await.unwrap();
+            while full.stats().tx.full == 0 {
+                tokio::task::yield_now().await;
+            }
+            let mut late = (0..3)
+                .map(|_| guest.run(VirtioPort::open("agent")))
+                .collect::<Vec<_>>();
+            let mut open = async || {
+                let opened = late.pop().unwrap().await;
+                assert_eq!(opened.unwrap_err().kind(), ErrorKind::NotConnected);
+            };
+
+            // While a worker waits for room.
+            let mut off = task::spawn(Box::pin(guest.power_off()));
+            assert_pending!(off.poll());
+            open().await;
+            full.read_exact(&mut vec![0; 2 * SMALL]).await.unwrap();
+            let off = tokio::spawn(off.into_inner());
+            // While a hook runs.
+            has_begun.recv().await.unwrap();
+            open().await;
+            proceed.send(()).unwrap();
+            off.await.unwrap();
+            // Afterwards, while a port keeps the guest's memory.
+            open().await;
+            assert!(!stream.has_guest_opened());
+            assert_eq!(stream.read(&mut [0; 8]).await.unwrap(), 0);
+            drop(full_agent);
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn power_off_that_is_given_up_ends_ports_at_once() {
+    for has_threads in [false, true] {
+        watchdog(async {
+            let (mut stream, port) = Options::new().capacity(SMALL).create().unwrap();
+            let ran = Arc::new(AtomicBool::new(false));
+            let hook_ran = Arc::clone(&ran);
+            let guest = Guest::builder()
+                .port("agent", port)
+                .on_exit(move |_| hook_ran.store(true, Ordering::Relaxed))
+                .threads(has_threads)
+                .boot();
+            let mut agent = guest.open().unwrap();
+            agent.write_all(&vec![7; 2 * SMALL]).await.unwrap();
+            while stream.stats().tx.full == 0 {
+                tokio::task::yield_now().await;
+            }
+            {
+                let mut off = task::spawn(guest.power_off());
+                assert_pending!(off.poll());
+            }
+            // The agent still has its port, and finds that it has ended.
+            assert_eq!(agent.read(&mut [0; 8]).await.unwrap(), 0);
+            let error = agent.write(b"too late").await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::BrokenPipe);
+            let mut received = Vec::new();
+            stream.read_to_end(&mut received).await.unwrap();
+            assert!(received.len() >= SMALL);
+            assert!(!ran.load(Ordering::Relaxed));
+        })
+        .await;
+    }
+}
+
+/// However many callers stop the workers, and even if one gives up: each waits, and the workers can be started again.
+#[tokio::test]
+async fn every_caller_waits_until_workers_have_stopped() {
+    for has_threads in [false, true] {
+        watchdog(async {
+            let (mut stream, port) = Options::new().capacity(SMALL).create().unwrap();
+            let guest = Guest::builder()
+                .port("agent", port)
+                .threads(has_threads)
+                .boot();
+            let mut agent = guest.open().unwrap();
+            agent.write_all(&vec![7; 2 * SMALL]).await.unwrap();
+            while stream.stats().tx.full == 0 {
+                tokio::task::yield_now().await;
+            }
+            assert_pending!(task::spawn(guest.stop_workers()).poll());
+            let mut first = task::spawn(guest.stop_workers());
+            let mut second = task::spawn(guest.stop_workers());
+            assert_pending!(first.poll());
+            assert_pending!(second.poll());
+            stream.read_exact(&mut vec![0; 2 * SMALL]).await.unwrap();
+            first.await;
+            second.await;
+
+            agent.write_all(b"meanwhile").await.unwrap();
+            assert!(is_would_block(&stream.try_read(&mut [0; 16])));
+            guest.start_workers().unwrap();
+            stream.read_exact(&mut [0; 9]).await.unwrap();
+            guest.power_off().await;
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn waker_that_panics_keeps_no_task_from_being_woken() {
+    watchdog(async {
+        let (stream, guest, agent) = small();
+        let panics = polling(|_| panic!("a waker that panics"));
+        // More than tokio wakes in one go.
+        let mut tasks: Vec<_> = (0..40).map(|_| task::spawn(agent.readable())).collect();
+        let mut first = Box::pin(agent.readable());
+        assert_pending!(first.as_mut().poll(&mut Context::from_waker(&panics)));
+        tasks
+            .iter_mut()
+            .for_each(|task| assert_pending!(task.poll()));
+        let mut last = Box::pin(agent.readable());
+        assert_pending!(last.as_mut().poll(&mut Context::from_waker(&panics)));
+        assert_eq!(stream.try_write(b"down").unwrap(), 4);
+        assert!(tasks.iter().all(|task| task.is_woken()));
+
+        // Nor does it count as a fault of a worker.
+        while agent.try_write(&vec![7; SMALL]).is_ok() {}
+        let mut drained = Box::pin(guest.drained());
+        assert_pending!(drained.as_mut().poll(&mut Context::from_waker(&panics)));
+        while stream.try_read(&mut vec![0; SMALL]).is_ok() {}
+        guest.drained().await;
+        drop(drained);
+        guest.power_off().await;
+    })
+    .await;
+}

@@ -146,11 +146,16 @@ impl Inline {
         self.tx.ended().await;
         self.run_rx();
         self.rx.ended().await;
-        lock(&self.state).run = Run::Stopped;
+        let mut state = lock(&self.state);
+        // Another caller may have seen this first, and started them again.
+        if state.run == Run::Stopping {
+            state.run = Run::Stopped;
+        }
     }
 
-    /// Ends the guest's side of the port, whose workers have stopped.
+    /// Ends the guest's side of the port. Its workers have stopped, or nobody waits for them any more.
     pub(super) fn end(&self) {
+        self.ask_to_stop();
         let end = lock(&self.state).end.take();
         // Without the lock: it ends the stream, and that runs the caller's code.
         drop(end);
@@ -369,7 +374,7 @@ impl Turns {
             if !self.state().runs {
                 break;
             }
-            ended.await;
+            foreign::guarded(ended).await;
         }
         assert!(!self.state().panicked, "{PANICKED}");
     }
