@@ -4,6 +4,7 @@ mod common;
 
 use std::future::poll_fn;
 use std::io::{ErrorKind, Read, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
@@ -16,7 +17,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest, Re
 use tokio::time::{Instant, timeout};
 use tokio_krun::agent::VirtioPort;
 use tokio_krun::test_util::Guest;
-use tokio_krun::{AgentStream, Options};
+use tokio_krun::{AgentPort, AgentStream, Options};
 use tokio_test::{assert_pending, assert_ready_ok, task};
 
 use common::{SMALL, is_would_block, many, pattern, watchdog};
@@ -386,6 +387,37 @@ async fn guest_with_two_ports_of_one_name_does_not_boot() {
         .port("agent", one_port)
         .port("agent", two_port)
         .boot();
+}
+
+/// In a VM, no agent could find such a port.
+#[tokio::test]
+async fn guest_with_ports_that_no_vm_names_does_not_boot() {
+    let boots = |names: &[String]| {
+        let mut builder = Guest::builder();
+        for name in names {
+            let (_stream, port) = AgentStream::pair().unwrap();
+            builder = builder.port(name, port);
+        }
+        let booted = catch_unwind(AssertUnwindSafe(|| builder.boot()));
+        booted
+            .map(drop)
+            .map_err(|panic| match panic.downcast::<String>() {
+                Ok(message) => *message,
+                Err(panic) => panic.downcast_ref::<&str>().unwrap().to_string(),
+            })
+    };
+    let refuses = |names: &[String], why: &str| {
+        let message = boots(names).unwrap_err();
+        assert!(message.contains(why), "{message}");
+    };
+    let longest = "x".repeat(AgentPort::MAX_NAME_LEN);
+    refuses(&[String::new()], "is empty");
+    refuses(&["a\0b".into()], "contains a NUL");
+    refuses(&[longest.clone() + "x"], "has 4089 bytes");
+    boots(&[longest]).unwrap();
+    let names: Vec<_> = (0..16).map(|number| number.to_string()).collect();
+    refuses(&names, "has 16 ports");
+    boots(&names[1..]).unwrap();
 }
 
 #[tokio::test]
@@ -988,6 +1020,49 @@ fn stalled_stream_ends_without_a_runtime() {
     let error = runtime.block_on(stream.read_to_end(&mut received));
     assert_eq!(error.unwrap_err().kind(), ErrorKind::UnexpectedEof);
     assert_eq!(received.len(), SMALL);
+}
+
+/// A thread also waits if the runtime in which the guest was booted has no timer, or goes before or while it waits.
+#[test]
+fn stalled_stream_ends_without_a_timer() {
+    let _deadline = common::deadline();
+    let host = tokio::runtime::Runtime::new().unwrap();
+    let options = Options::new()
+        .capacity(SMALL)
+        .stall_timeout(Duration::from_millis(1));
+    let ends = |boot: &dyn Fn(AgentPort) -> VirtioPort| {
+        let (mut stream, port) = options.create_on(host.handle()).unwrap();
+        let mut agent = boot(port);
+        block_on(agent.write_all(&vec![7; 2 * QUEUE])).unwrap();
+        let mut received = Vec::new();
+        let error = host.block_on(stream.read_to_end(&mut received));
+        assert_eq!(error.unwrap_err().kind(), ErrorKind::UnexpectedEof);
+    };
+    let runtime = || {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        builder.worker_threads(1).build().unwrap()
+    };
+    let no_timer = runtime();
+    ends(&|port| {
+        let _entered = no_timer.enter();
+        Guest::boot(port).open().unwrap()
+    });
+    ends(&|port| {
+        let gone = runtime();
+        let _entered = gone.enter();
+        Guest::boot(port).open().unwrap()
+    });
+    ends(&|port| {
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        let goes = builder.enable_time().build().unwrap();
+        let agent = goes.block_on(async {
+            let agent = Guest::boot(port).open().unwrap();
+            while agent.try_write(&vec![7; SMALL]).is_ok() {}
+            agent
+        });
+        drop(goes);
+        agent
+    });
 }
 
 async fn agent_that_opens(name: &str) -> std::io::Result<VirtioPort> {
