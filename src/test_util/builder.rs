@@ -12,7 +12,7 @@ const MAX_PORTS: usize = 15;
 
 /// Builds a [`Guest`] with several ports, with exit hooks, or with krun's threads. Get it from [`Guest::builder`].
 ///
-/// Its methods have the names and the meaning of those of `msb_krun::VmBuilder`.
+/// [`on_exit`](Self::on_exit) has the name and the meaning of that of `msb_krun::VmBuilder`.
 ///
 /// # Examples
 ///
@@ -70,7 +70,7 @@ impl GuestBuilder {
         }
     }
 
-    /// Adds a port, as [`AgentPort::attach`] does.
+    /// Adds a port, as [`AgentPort::attach`] does. [`boot`](Self::boot) checks the name.
     ///
     /// [`AgentPort::attach`]: https://docs.rs/tokio-krun/latest/tokio_krun/struct.AgentPort.html#method.attach
     ///
@@ -95,7 +95,8 @@ impl GuestBuilder {
     /// [`AgentPort::exit_hook`](crate::AgentPort::exit_hook).
     ///
     /// The hooks run in the order in which you add them, after krun's workers have stopped, and with the exit code 0.
-    /// Their limits are real time, even while tokio's clock is paused.
+    /// Their limits are real time, even while tokio's clock is paused. That clock stands still while a hook runs, so a sleep or
+    /// timeout ends only after it. If the hook waits until you drop the stream, drop it without sleeping first.
     ///
     /// # Examples
     ///
