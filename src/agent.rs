@@ -149,6 +149,9 @@ impl VirtioPort {
     /// [`tokio::time::timeout`](https://docs.rs/tokio/1/tokio/time/fn.timeout.html). If two ports have
     /// the same name, it opens either of them.
     ///
+    /// In the in-process guest of the feature `test-util`, call it in the agent's own task: in a task that the agent spawned, it
+    /// looks for a real port, and waits.
+    ///
     /// `/sys` must be mounted. `/dev` must be a `devtmpfs`, or udev must manage it. If the port is not
     /// there at once, `open` listens for the kernel's events (`NETLINK_KOBJECT_UEVENT`). These do not
     /// reach the network namespace of a container that has its own user namespace.
@@ -162,7 +165,7 @@ impl VirtioPort {
     /// - [`NotFound`](io::ErrorKind::NotFound) if `/sys` is not mounted.
     /// - [`Unsupported`](io::ErrorKind::Unsupported) outside Linux or without the feature `agent`, except in an
     ///   in-process guest.
-    /// - [`NotConnected`](io::ErrorKind::NotConnected) if the in-process guest has been powered off.
+    /// - [`NotConnected`](io::ErrorKind::NotConnected) if the in-process guest has gone, or has begun to power off.
     /// - [`Other`](io::ErrorKind::Other) outside a tokio runtime.
     /// - Any other error of the system.
     ///

@@ -404,9 +404,10 @@ impl AgentPort {
     }
 }
 
-#[cfg(feature = "msb_krun")]
+/// What [`AgentPort::attach`] checks.
+#[cfg(any(test, feature = "msb_krun", feature = "test-util"))]
 #[track_caller]
-fn assert_name(name: &str) {
+pub(crate) fn assert_name(name: &str) {
     assert!(
         !name.is_empty(),
         "the port's name is empty, and krun sends the guest no empty name"

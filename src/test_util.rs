@@ -59,9 +59,10 @@
 //!
 //! # Time
 //!
-//! The guest has no threads. A call of the agent's that gives krun something to do also does it, before it returns; and so does
-//! a call of the host's. For example, when the agent's write has completed, its bytes are in the host's stream, if that has
-//! room. So a test on one thread runs the same way each time.
+//! The guest has no threads. On one thread, a call of the agent's that gives krun something to do also does krun's work, before
+//! it returns; and so does a call of the host's. For example, when the agent's write has completed, its bytes are in the host's
+//! stream, if that has room. So a test on one thread runs the same way each time. With several threads, another one may be at
+//! krun's work, and then does yours too, a moment later.
 //!
 //! It also means that tokio's paused clock works, as nothing happens behind its back: a timeout elapses only if neither side has
 //! anything left to do.
@@ -90,9 +91,16 @@
 //! # gives_up_after_an_hour();
 //! ```
 //!
+//! `start_paused` needs tokio's feature `test-util`. Two things do not go with a paused clock:
+//!
+//! - An agent that has a thread of its own, such as one with a [`BlockingPort`]. The clock does not know that this thread is at
+//!   work, so a timeout may elapse although the answer is on its way.
+//! - A sleep while an exit hook runs. tokio's clock stands still until the hook has ended, so a sleep or timeout ends only after
+//!   it. If the hook waits for you, as [`exit_hook`](crate::AgentPort::exit_hook) does, drop the stream without sleeping first.
+//!
 //! [`Options::stall_timeout`](crate::Options::stall_timeout) takes its time from tokio's clock as well, in the runtime in which
-//! you boot the guest. That needs a timer (`tokio::runtime::Builder::enable_time`). If you boot the guest outside a runtime, a
-//! thread waits instead.
+//! you boot the guest. If that runtime has no timer (`tokio::runtime::Builder::enable_time`), or has gone, or if you boot the
+//! guest outside a runtime, a thread waits instead.
 //!
 //! # Threads
 //!
@@ -159,13 +167,15 @@ const PANICKED: &str = "a worker of the guest panicked: see its message above";
 /// # Ok(()) }
 /// ```
 ///
-/// The guest runs until you drop both it and the [ports](VirtioPort) that it opened. Then it ends at once, like
-/// a VM whose process was killed. The host reads what had reached it, and then end of file. So keep
-/// the guest until your test has read what it wants. Dropping only the `VirtioPort`, as an agent's task
-/// does when it ends, closes the port and nothing else.
+/// The guest runs until you drop both it and the agent's [ports](VirtioPort), wherever those are: for example in a task that runs
+/// the agent. Then it ends at once, like a VM whose process was killed. The host reads what had reached it, and then end of file.
+/// So keep the guest until your test has read what it wants. To end it while the agent holds a port, use
+/// [`power_off`](Self::power_off). Dropping only the `VirtioPort`, as an agent's task does when it ends, closes the port and
+/// nothing else.
 ///
-/// A guest may have [several ports](Self::builder). Its methods then act on all of them, as krun does: one after another, in
-/// the order in which you added them.
+/// A guest may have [several ports](Self::builder). [`open`](Self::open) and [`open_blocking`](Self::open_blocking) open the
+/// first. The methods that take no name otherwise act on all of them, as krun does: one after another, in the order in which you
+/// added them.
 ///
 /// # Panics
 ///
@@ -251,7 +261,7 @@ impl Guest {
     ///
     /// # Cancel safety
     ///
-    /// Dropping it drops `agent`, as if the agent was killed.
+    /// Dropping it drops `agent`, as if the agent were killed: its ports close, and the guest runs on.
     ///
     /// # Examples
     ///
@@ -402,8 +412,9 @@ impl Guest {
 
     /// Waits until the host's end has taken everything that the guest wrote.
     ///
-    /// By then it is in the stream's ring, or was discarded because nobody will read it. On Windows
-    /// it is also discarded after a hang-up, which closes the pipe. A Linux guest has no such call.
+    /// By then it is in the stream's ring, or was discarded because nobody will read it. On Windows with
+    /// [threads](GuestBuilder::threads), it is also discarded after a hang-up, which closes the pipe. A Linux guest has no such
+    /// call.
     ///
     /// This may wait forever: if the ring is full and the host does not read, or if the workers are
     /// stopped and you do not [start them again](Self::start_workers).
@@ -504,7 +515,7 @@ impl Guest {
     /// descriptor. The agent runs on until you [pause](Self::pause) it.
     ///
     /// If the TX worker waits for room, this waits too, as krun does, until the host reads or
-    /// [quiesces](crate::PortHandle::quiesce) the port.
+    /// [quiesces](crate::PortHandle::quiesce) the port. You may call it several times at once: each call waits.
     ///
     /// It does nothing for a port that the guest has not opened yet, or if the workers are already stopped.
     ///
@@ -514,8 +525,8 @@ impl Guest {
     ///
     /// # Cancel safety
     ///
-    /// Not cancel safe. If you drop it while it waits, the workers still end, but the guest stays
-    /// between running and stopped: [`start_workers`](Self::start_workers) then does nothing.
+    /// If you drop it while it waits, the guest stays between running and stopped:
+    /// [`start_workers`](Self::start_workers) then does nothing. Call this again to wait until the workers have stopped.
     ///
     /// # Examples
     ///
@@ -564,16 +575,18 @@ impl Guest {
 
     /// Powers the guest off.
     ///
-    /// As in a VM:
+    /// From the first poll on, the agent opens no more ports: [`VirtioPort::open`] fails with
+    /// [`NotConnected`](io::ErrorKind::NotConnected). Then, as in a VM:
     ///
     /// 1. krun's workers stop, as with [`stop_workers`](Self::stop_workers). What is left in the virtqueues is lost. If your
     ///    test needs the agent's last words, wait for [`drained`](Self::drained) first.
-    /// 2. The [exit hooks](GuestBuilder::on_exit) run, one after another. They may block: they have a thread of their own.
+    /// 2. The [exit hooks](GuestBuilder::on_exit) run, one after another. They may block: they have a thread of their own. A
+    ///    [paused clock](crate::test_util#time) stands still meanwhile.
     /// 3. Where krun would end the process, the ports end. The host reads what had reached it, and then end of file.
     ///
     /// As in a VM, this waits while the TX worker waits for room. So it does not return while you keep a
     /// full stream and do not read it. Read the stream, drop it, or [quiesce](crate::PortHandle::quiesce) the port.
-    /// You can also drop the guest, which powers it off without waiting.
+    /// To end the guest without waiting, drop it and the agent's ports.
     ///
     /// # Panics
     ///
@@ -581,7 +594,8 @@ impl Guest {
     ///
     /// # Cancel safety
     ///
-    /// If you drop it while it waits, the guest is dropped. Hooks that were started run on.
+    /// If you drop it while it waits, the ports end at once, even those that the agent holds, as if the VM's process were killed.
+    /// If the hooks had begun, they run on; otherwise they do not run.
     ///
     /// # Examples
     ///

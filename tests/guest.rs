@@ -4,6 +4,7 @@ mod common;
 
 use std::future::poll_fn;
 use std::io::{ErrorKind, Read, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
@@ -16,7 +17,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest, Re
 use tokio::time::{Instant, timeout};
 use tokio_krun::agent::VirtioPort;
 use tokio_krun::test_util::Guest;
-use tokio_krun::{AgentStream, Options};
+use tokio_krun::{AgentPort, AgentStream, Options};
 use tokio_test::{assert_pending, assert_ready_ok, task};
 
 use common::{SMALL, is_would_block, many, pattern, watchdog};
@@ -386,6 +387,37 @@ async fn guest_with_two_ports_of_one_name_does_not_boot() {
         .port("agent", one_port)
         .port("agent", two_port)
         .boot();
+}
+
+/// In a VM, no agent could find such a port.
+#[tokio::test]
+async fn guest_with_ports_that_no_vm_names_does_not_boot() {
+    let boots = |names: &[String]| {
+        let mut builder = Guest::builder();
+        for name in names {
+            let (_stream, port) = AgentStream::pair().unwrap();
+            builder = builder.port(name, port);
+        }
+        let booted = catch_unwind(AssertUnwindSafe(|| builder.boot()));
+        booted
+            .map(drop)
+            .map_err(|panic| match panic.downcast::<String>() {
+                Ok(message) => *message,
+                Err(panic) => panic.downcast_ref::<&str>().unwrap().to_string(),
+            })
+    };
+    let refuses = |names: &[String], why: &str| {
+        let message = boots(names).unwrap_err();
+        assert!(message.contains(why), "{message}");
+    };
+    let longest = "x".repeat(AgentPort::MAX_NAME_LEN);
+    refuses(&[String::new()], "is empty");
+    refuses(&["a\0b".into()], "contains a NUL");
+    refuses(&[longest.clone() + "x"], "has 4089 bytes");
+    boots(&[longest]).unwrap();
+    let names: Vec<_> = (0..16).map(|number| number.to_string()).collect();
+    refuses(&names, "has 16 ports");
+    boots(&names[1..]).unwrap();
 }
 
 #[tokio::test]
@@ -990,6 +1022,49 @@ fn stalled_stream_ends_without_a_runtime() {
     assert_eq!(received.len(), SMALL);
 }
 
+/// A thread also waits if the runtime in which the guest was booted has no timer, or goes before or while it waits.
+#[test]
+fn stalled_stream_ends_without_a_timer() {
+    let _deadline = common::deadline();
+    let host = tokio::runtime::Runtime::new().unwrap();
+    let options = Options::new()
+        .capacity(SMALL)
+        .stall_timeout(Duration::from_millis(1));
+    let ends = |boot: &dyn Fn(AgentPort) -> VirtioPort| {
+        let (mut stream, port) = options.create_on(host.handle()).unwrap();
+        let mut agent = boot(port);
+        block_on(agent.write_all(&vec![7; 2 * QUEUE])).unwrap();
+        let mut received = Vec::new();
+        let error = host.block_on(stream.read_to_end(&mut received));
+        assert_eq!(error.unwrap_err().kind(), ErrorKind::UnexpectedEof);
+    };
+    let runtime = || {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        builder.worker_threads(1).build().unwrap()
+    };
+    let no_timer = runtime();
+    ends(&|port| {
+        let _entered = no_timer.enter();
+        Guest::boot(port).open().unwrap()
+    });
+    ends(&|port| {
+        let gone = runtime();
+        let _entered = gone.enter();
+        Guest::boot(port).open().unwrap()
+    });
+    ends(&|port| {
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        let goes = builder.enable_time().build().unwrap();
+        let agent = goes.block_on(async {
+            let agent = Guest::boot(port).open().unwrap();
+            while agent.try_write(&vec![7; SMALL]).is_ok() {}
+            agent
+        });
+        drop(goes);
+        agent
+    });
+}
+
 async fn agent_that_opens(name: &str) -> std::io::Result<VirtioPort> {
     tokio::task::yield_now().await;
     VirtioPort::open(name).await
@@ -1121,4 +1196,154 @@ fn debug_is_one_line() {
     assert_eq!(format!("{guest:?}"), "Guest { .. }");
     let port = guest.open_blocking().unwrap();
     assert_eq!(format!("{port:?}"), "BlockingPort(Port { .. })");
+}
+
+/// Like a VM's last moments: nothing opens a port any more.
+#[tokio::test]
+async fn no_port_opens_once_power_off_has_begun() {
+    for has_threads in [false, true] {
+        watchdog(async {
+            let (mut stream, port) = AgentStream::pair().unwrap();
+            let (mut full, full_port) = Options::new().capacity(SMALL).create().unwrap();
+            let (begun, mut has_begun) = tokio::sync::mpsc::unbounded_channel();
+            let (proceed, may_proceed) = mpsc::channel::<()>();
+            let may_proceed = Mutex::new(may_proceed);
+            let guest = Guest::builder()
+                .port("agent", port)
+                .port("full", full_port)
+                .on_exit(move |_| {
+                    begun.send(()).unwrap();
+                    may_proceed.lock().unwrap().recv().unwrap();
+                })
+                .threads(has_threads)
+                .boot();
+            let mut full_agent = guest.open_port("full").unwrap();
+            full_agent.write_all(&vec![7; 2 * SMALL]).await.unwrap();
+            while full.stats().tx.full == 0 {
+                tokio::task::yield_now().await;
+            }
+            let mut late = (0..3)
+                .map(|_| guest.run(VirtioPort::open("agent")))
+                .collect::<Vec<_>>();
+            let mut open = async || {
+                let opened = late.pop().unwrap().await;
+                assert_eq!(opened.unwrap_err().kind(), ErrorKind::NotConnected);
+            };
+
+            // While a worker waits for room.
+            let mut off = task::spawn(Box::pin(guest.power_off()));
+            assert_pending!(off.poll());
+            open().await;
+            full.read_exact(&mut vec![0; 2 * SMALL]).await.unwrap();
+            let off = tokio::spawn(off.into_inner());
+            // While a hook runs.
+            has_begun.recv().await.unwrap();
+            open().await;
+            proceed.send(()).unwrap();
+            off.await.unwrap();
+            // Afterwards, while a port keeps the guest's memory.
+            open().await;
+            assert!(!stream.has_guest_opened());
+            assert_eq!(stream.read(&mut [0; 8]).await.unwrap(), 0);
+            drop(full_agent);
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn power_off_that_is_given_up_ends_ports_at_once() {
+    for has_threads in [false, true] {
+        watchdog(async {
+            let (mut stream, port) = Options::new().capacity(SMALL).create().unwrap();
+            let ran = Arc::new(AtomicBool::new(false));
+            let hook_ran = Arc::clone(&ran);
+            let guest = Guest::builder()
+                .port("agent", port)
+                .on_exit(move |_| hook_ran.store(true, Ordering::Relaxed))
+                .threads(has_threads)
+                .boot();
+            let mut agent = guest.open().unwrap();
+            agent.write_all(&vec![7; 2 * SMALL]).await.unwrap();
+            while stream.stats().tx.full == 0 {
+                tokio::task::yield_now().await;
+            }
+            {
+                let mut off = task::spawn(guest.power_off());
+                assert_pending!(off.poll());
+            }
+            // The agent still has its port, and finds that it has ended.
+            assert_eq!(agent.read(&mut [0; 8]).await.unwrap(), 0);
+            let error = agent.write(b"too late").await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::BrokenPipe);
+            let mut received = Vec::new();
+            stream.read_to_end(&mut received).await.unwrap();
+            assert!(received.len() >= SMALL);
+            assert!(!ran.load(Ordering::Relaxed));
+        })
+        .await;
+    }
+}
+
+/// However many callers stop the workers, and even if one gives up: each waits, and the workers can be started again.
+#[tokio::test]
+async fn every_caller_waits_until_workers_have_stopped() {
+    for has_threads in [false, true] {
+        watchdog(async {
+            let (mut stream, port) = Options::new().capacity(SMALL).create().unwrap();
+            let guest = Guest::builder()
+                .port("agent", port)
+                .threads(has_threads)
+                .boot();
+            let mut agent = guest.open().unwrap();
+            agent.write_all(&vec![7; 2 * SMALL]).await.unwrap();
+            while stream.stats().tx.full == 0 {
+                tokio::task::yield_now().await;
+            }
+            assert_pending!(task::spawn(guest.stop_workers()).poll());
+            let mut first = task::spawn(guest.stop_workers());
+            let mut second = task::spawn(guest.stop_workers());
+            assert_pending!(first.poll());
+            assert_pending!(second.poll());
+            stream.read_exact(&mut vec![0; 2 * SMALL]).await.unwrap();
+            first.await;
+            second.await;
+
+            agent.write_all(b"meanwhile").await.unwrap();
+            assert!(is_would_block(&stream.try_read(&mut [0; 16])));
+            guest.start_workers().unwrap();
+            stream.read_exact(&mut [0; 9]).await.unwrap();
+            guest.power_off().await;
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn waker_that_panics_keeps_no_task_from_being_woken() {
+    watchdog(async {
+        let (stream, guest, agent) = small();
+        let panics = polling(|_| panic!("a waker that panics"));
+        // More than tokio wakes in one go.
+        let mut tasks: Vec<_> = (0..40).map(|_| task::spawn(agent.readable())).collect();
+        let mut first = Box::pin(agent.readable());
+        assert_pending!(first.as_mut().poll(&mut Context::from_waker(&panics)));
+        tasks
+            .iter_mut()
+            .for_each(|task| assert_pending!(task.poll()));
+        let mut last = Box::pin(agent.readable());
+        assert_pending!(last.as_mut().poll(&mut Context::from_waker(&panics)));
+        assert_eq!(stream.try_write(b"down").unwrap(), 4);
+        assert!(tasks.iter().all(|task| task.is_woken()));
+
+        // Nor does it count as a fault of a worker.
+        while agent.try_write(&vec![7; SMALL]).is_ok() {}
+        let mut drained = Box::pin(guest.drained());
+        assert_pending!(drained.as_mut().poll(&mut Context::from_waker(&panics)));
+        while stream.try_read(&mut vec![0; SMALL]).is_ok() {}
+        guest.drained().await;
+        drop(drained);
+        guest.power_off().await;
+    })
+    .await;
 }

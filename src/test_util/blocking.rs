@@ -16,7 +16,8 @@ use super::port::Port;
 /// In one thing it differs from a VM: once the host has hung up, a write fails with
 /// [`BrokenPipe`](io::ErrorKind::BrokenPipe). In Linux it never returns.
 ///
-/// Do not use it in a task: it blocks the thread that others need, perhaps the host's end.
+/// Do not use it in a task: it blocks the thread that others need, perhaps the host's end. Nor use it with tokio's paused clock,
+/// which does not wait for a thread: see [the module's documentation](super#time).
 ///
 /// # Examples
 ///

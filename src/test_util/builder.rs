@@ -5,11 +5,14 @@ use std::sync::Arc;
 
 use super::Guest;
 use super::machine::{Device, ExitHook, Machine};
-use crate::port::AgentPort;
+use crate::port::{self, AgentPort};
+
+/// As many names fit into the first buffers of the guest's control queue. krun sends no more.
+const MAX_PORTS: usize = 15;
 
 /// Builds a [`Guest`] with several ports, with exit hooks, or with krun's threads. Get it from [`Guest::builder`].
 ///
-/// Its methods have the names and the meaning of those of `msb_krun::VmBuilder`.
+/// [`on_exit`](Self::on_exit) has the name and the meaning of that of `msb_krun::VmBuilder`.
 ///
 /// # Examples
 ///
@@ -67,7 +70,7 @@ impl GuestBuilder {
         }
     }
 
-    /// Adds a port, as [`AgentPort::attach`] does.
+    /// Adds a port, as [`AgentPort::attach`] does. [`boot`](Self::boot) checks the name.
     ///
     /// [`AgentPort::attach`]: https://docs.rs/tokio-krun/latest/tokio_krun/struct.AgentPort.html#method.attach
     ///
@@ -92,7 +95,8 @@ impl GuestBuilder {
     /// [`AgentPort::exit_hook`](crate::AgentPort::exit_hook).
     ///
     /// The hooks run in the order in which you add them, after krun's workers have stopped, and with the exit code 0.
-    /// Their limits are real time, even while tokio's clock is paused.
+    /// Their limits are real time, even while tokio's clock is paused. That clock stands still while a hook runs, so a sleep or
+    /// timeout ends only after it. If the hook waits until you drop the stream, drop it without sleeping first.
     ///
     /// # Examples
     ///
@@ -145,7 +149,14 @@ impl GuestBuilder {
     ///
     /// # Panics
     ///
-    /// If two ports have the same name. krun would let them through, and the agent could open only one of them.
+    /// If the agent could not find a port by its name in a VM:
+    ///
+    /// - [`AgentPort::attach`] would refuse the name. It must not be empty, contain a NUL, or have more than
+    ///   [`MAX_NAME_LEN`](AgentPort::MAX_NAME_LEN) bytes.
+    /// - Two ports have the same name. krun would let them through, and the agent could open only one of them.
+    /// - There are more than 15 ports. From the 16th on, none would have a name.
+    ///
+    /// [`AgentPort::attach`]: https://docs.rs/tokio-krun/latest/tokio_krun/struct.AgentPort.html#method.attach
     ///
     /// # Examples
     ///
@@ -158,8 +169,15 @@ impl GuestBuilder {
     /// let guest = Guest::builder().port("agent", port).boot();
     /// # Ok(()) }
     /// ```
+    #[track_caller]
     pub fn boot(self) -> Guest {
+        let count = self.ports.len();
+        assert!(
+            count <= MAX_PORTS,
+            "the guest has {count} ports, and krun names at most {MAX_PORTS}"
+        );
         for (index, (name, _)) in self.ports.iter().enumerate() {
+            port::assert_name(name);
             let is_first = self.ports.iter().position(|(other, _)| other == name) == Some(index);
             assert!(is_first, "two ports have the name {name:?}");
         }

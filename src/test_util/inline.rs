@@ -9,11 +9,11 @@
 //! | until the guest has added a descriptor | the driver, on the thread of the agent's task |
 //! | until the descriptor of `rx_data` is readable | the signal `rx_data`, on the thread of the host's task |
 //! | until `tx_room` is signalled | the signal `tx_room`, on the same |
-//! | for [`Options::stall_timeout`](crate::Options::stall_timeout) | a timer of tokio's; a thread, if the guest was booted outside a runtime |
+//! | for [`Options::stall_timeout`](crate::Options::stall_timeout) | a timer of tokio's; a thread, if the runtime has none, or has gone, or never was |
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::mpsc::{self, RecvTimeoutError, TryRecvError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 use std::{mem, thread};
@@ -146,11 +146,16 @@ impl Inline {
         self.tx.ended().await;
         self.run_rx();
         self.rx.ended().await;
-        lock(&self.state).run = Run::Stopped;
+        let mut state = lock(&self.state);
+        // Another caller may have seen this first, and started them again.
+        if state.run == Run::Stopping {
+            state.run = Run::Stopped;
+        }
     }
 
-    /// Ends the guest's side of the port, whose workers have stopped.
+    /// Ends the guest's side of the port. Its workers have stopped, or nobody waits for them any more.
     pub(super) fn end(&self) {
+        self.ask_to_stop();
         let end = lock(&self.state).end.take();
         // Without the lock: it ends the stream, and that runs the caller's code.
         drop(end);
@@ -369,7 +374,7 @@ impl Turns {
             if !self.state().runs {
                 break;
             }
-            ended.await;
+            foreign::guarded(ended).await;
         }
         assert!(!self.state().panicked, "{PANICKED}");
     }
@@ -377,72 +382,98 @@ impl Turns {
 
 /// Waits for [`Options::stall_timeout`](crate::Options::stall_timeout), again and again, until it is dropped.
 struct Stall {
+    /// Closing it ends the wait.
+    wanted: Option<mpsc::Sender<()>>,
     task: Option<AbortHandle>,
-    _thread: Option<mpsc::Sender<()>>,
 }
 
 impl Stall {
     /// `None` if a write may wait for ever.
     fn begin(inline: &Arc<Inline>) -> Option<Self> {
         let limit = inline.shared.stall_timeout()?;
-        let progress = inline.shared.host_progress();
-        let weak = Arc::downgrade(inline);
-        Some(match &inline.runtime {
-            Some(runtime) => Self {
-                task: Some(runtime.spawn(wait(weak, limit, progress)).abort_handle()),
-                _thread: None,
-            },
+        let (wanted, until) = mpsc::channel();
+        let wait = OnTimer(Some(Wait {
+            inline: Arc::downgrade(inline),
+            limit,
+            progress: inline.shared.host_progress(),
+            until,
+        }));
+        let task = match &inline.runtime {
+            Some(runtime) => Some(runtime.spawn(wait.run()).abort_handle()),
             None => {
-                let (thread, dropped) = mpsc::channel();
-                thread::spawn(move || wait_blocking(&weak, limit, progress, &dropped));
-                Self {
-                    task: None,
-                    _thread: Some(thread),
-                }
+                drop(wait);
+                None
             }
+        };
+        Some(Self {
+            wanted: Some(wanted),
+            task,
         })
     }
 }
 
 impl Drop for Stall {
     fn drop(&mut self) {
+        // First, so that no thread takes over from the task.
+        drop(self.wanted.take());
         if let Some(task) = &self.task {
             task.abort();
         }
     }
 }
 
-async fn wait(inline: Weak<Inline>, limit: Duration, mut progress: u64) {
-    loop {
-        tokio::time::sleep(limit).await;
-        if has_stalled(&inline, &mut progress) {
-            return;
-        }
-    }
-}
-
-fn wait_blocking(
-    inline: &Weak<Inline>,
+struct Wait {
+    inline: Weak<Inline>,
     limit: Duration,
-    mut progress: u64,
-    dropped: &mpsc::Receiver<()>,
-) {
-    while dropped.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
-        if has_stalled(inline, &mut progress) {
-            return;
+    progress: u64,
+    until: mpsc::Receiver<()>,
+}
+
+impl Wait {
+    /// Returns `true` if there is nothing more to wait for.
+    fn has_stalled(&mut self) -> bool {
+        let Some(inline) = self.inline.upgrade() else {
+            return true;
+        };
+        if inline.shared.guest_ends_if_stalled(self.progress) {
+            inline.run_tx();
+            return true;
+        }
+        self.progress = inline.shared.host_progress();
+        false
+    }
+
+    fn run_blocking(mut self) {
+        while self.until.recv_timeout(self.limit) == Err(RecvTimeoutError::Timeout) {
+            if self.has_stalled() {
+                return;
+            }
         }
     }
 }
 
-/// Returns `true` if there is nothing more to wait for.
-fn has_stalled(inline: &Weak<Inline>, progress: &mut u64) -> bool {
-    let Some(inline) = inline.upgrade() else {
-        return true;
-    };
-    if inline.shared.guest_ends_if_stalled(*progress) {
-        inline.run_tx();
-        return true;
+/// A wait with the runtime's timer. If there is none, or if the runtime goes, this is dropped, and a thread waits instead.
+struct OnTimer(Option<Wait>);
+
+impl OnTimer {
+    async fn run(mut self) {
+        while let Some(wait) = &mut self.0 {
+            let limit = wait.limit;
+            tokio::time::sleep(limit).await;
+            if self.0.as_mut().is_some_and(Wait::has_stalled) {
+                self.0 = None;
+            }
+        }
     }
-    *progress = inline.shared.host_progress();
-    false
+}
+
+impl Drop for OnTimer {
+    fn drop(&mut self) {
+        if let Some(wait) = self.0.take()
+            && wait.until.try_recv() == Err(TryRecvError::Empty)
+        {
+            // No panic: it may be dropped by one.
+            let _ = thread::Builder::new().spawn(|| wait.run_blocking());
+        }
+    }
 }

@@ -52,6 +52,10 @@ impl Machine {
     /// In krun's order: its console is the first observer of the exit and stops the workers, and the observers that were
     /// added follow.
     pub(super) async fn power_off(&self) {
+        for device in &self.devices {
+            device.virtqueues.begin_power_off();
+        }
+        let running = Running(&self.devices);
         self.stop().await;
         for device in &self.devices {
             device.virtqueues.power_off();
@@ -60,13 +64,23 @@ impl Machine {
             std::mem::take(&mut *self.on_exit.lock().unwrap_or_else(PoisonError::into_inner));
         let panicked = run_hooks(hooks).await;
         // Where krun ends the process.
-        for device in &self.devices {
-            device.end();
-        }
+        drop(running);
         assert!(
             !panicked,
             "an exit hook of the guest panicked: see its message above"
         );
+    }
+}
+
+/// Dropping it ends the ports at once, as if the VM's process were killed, whatever still runs.
+struct Running<'a>(&'a [Device]);
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        for device in self.0 {
+            device.virtqueues.power_off();
+            device.end();
+        }
     }
 }
 
@@ -118,9 +132,7 @@ impl Device {
 
     /// `machine` has this device.
     pub(super) fn open(&self, machine: &Arc<Machine>) -> io::Result<Port> {
-        if !self.virtqueues.open() {
-            return Err(io::ErrorKind::ResourceBusy.into());
-        }
+        self.virtqueues.open()?;
         let port = Port::new(&self.virtqueues, machine);
         match &self.krun {
             Krun::Inline(krun) => krun.open()?,

@@ -13,6 +13,7 @@ use tokio::task::coop;
 
 use super::machine::Machine;
 use super::virtqueue::Virtqueues;
+use crate::foreign;
 use crate::sys::TaskWake;
 
 /// Dropping it closes the port in the guest.
@@ -94,15 +95,15 @@ impl Port {
                 return Ok(ready);
             }
             drop(budget);
-            poll_fn(|cx| {
+            let signalled = poll_fn(|cx| {
                 let is_readable = interest.is_readable() && readable.as_mut().poll(cx).is_ready();
                 let is_writable = interest.is_writable() && writable.as_mut().poll(cx).is_ready();
                 match is_readable || is_writable {
                     true => Poll::Ready(()),
                     false => Poll::Pending,
                 }
-            })
-            .await;
+            });
+            foreign::guarded(signalled).await;
         }
     }
 }

@@ -1,8 +1,8 @@
 //! krun's two worker threads, played for the in-process guest.
 
-use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{io, mem};
 
 use super::console::{self, Console};
 use super::virtqueue::Virtqueues;
@@ -22,7 +22,7 @@ pub(super) struct Threads {
 enum Run {
     Unopened,
     Running(Workers),
-    Stopping,
+    Stopping(Workers),
     Stopped,
 }
 
@@ -68,22 +68,38 @@ impl Threads {
 
     /// Ends both workers and waits for them. The TX worker may wait for room.
     pub(super) async fn stop(&self) {
-        let stopping = {
-            let mut workers = self.workers();
-            match std::mem::replace(&mut *workers, Run::Stopping) {
-                Run::Running(running) => running,
-                other => {
-                    *workers = other;
-                    return;
-                }
+        let Some(console) = self.console().clone() else {
+            return;
+        };
+        let workers = {
+            let mut run = self.workers();
+            *run = match mem::replace(&mut *run, Run::Unopened) {
+                Run::Running(workers) => Run::Stopping(workers),
+                other => other,
+            };
+            match &*run {
+                Run::Stopping(workers) => workers.clone(),
+                _ => return,
             }
         };
-        stopping.stop().await;
-        *self.workers() = Run::Stopped;
+        // In krun's order (`Port::quiesce`).
+        workers.stop.store(true, Ordering::Release);
+        workers.tx.end().await;
+        // With the lock: if another caller has started new workers, they must not find the wake of the old ones.
+        if let Run::Stopping(_) = &*self.workers() {
+            console.wake_reader();
+        }
+        workers.rx.end().await;
+        let mut run = self.workers();
+        // Another caller may have seen this first, and started them again.
+        if matches!(&*run, Run::Stopping(workers) if workers.have_ended()) {
+            *run = Run::Stopped;
+        }
     }
 
-    /// Ends the guest's side of the port, whose workers have stopped.
+    /// Ends the guest's side of the port. Its workers have stopped, or nobody waits for them any more.
     pub(super) fn end(&self) {
+        self.ask_to_stop();
         let console = self.console().take();
         // Without the lock: it ends the stream, and that runs the caller's code.
         drop(console);
@@ -91,26 +107,29 @@ impl Threads {
 
     /// Ends both workers, and does not wait for them.
     pub(super) fn ask_to_stop(&self) {
+        let console = self.console().clone();
         // First, so that the workers take nothing more from the guest's queues.
-        if let Run::Running(workers) = &*self.workers() {
-            workers.ask_to_stop();
+        if let (Some(console), Run::Running(workers) | Run::Stopping(workers)) =
+            (&console, &*self.workers())
+        {
+            workers.ask_to_stop(console);
         }
         // One that waits for room would never end.
         self.handle.quiesce();
     }
 
     pub(super) fn have_panicked(&self) -> bool {
-        match &mut *self.workers() {
-            Run::Running(workers) => workers.have_panicked(),
-            Run::Unopened | Run::Stopping | Run::Stopped => false,
+        match &*self.workers() {
+            Run::Running(workers) | Run::Stopping(workers) => workers.have_panicked(),
+            Run::Unopened | Run::Stopped => false,
         }
     }
 }
 
-/// Dropping it asks both threads to end and does not wait for them.
+/// Both threads. They hold the console until they end.
+#[derive(Clone)]
 struct Workers {
     stop: Arc<AtomicBool>,
-    console: Arc<Console>,
     rx: Worker,
     tx: Worker,
 }
@@ -138,37 +157,22 @@ impl Workers {
         // They may have looked for work before the queues knew them.
         rx.unpark();
         tx.unpark();
-        Ok(Self {
-            stop,
-            console: Arc::clone(console),
-            rx,
-            tx,
-        })
+        Ok(Self { stop, rx, tx })
     }
 
     /// Asks both threads to end, and does not wait for them.
-    fn ask_to_stop(&self) {
+    fn ask_to_stop(&self, console: &Console) {
         self.stop.store(true, Ordering::Release);
-        self.console.wake_reader();
+        console.wake_reader();
         self.tx.unpark();
         self.rx.unpark();
     }
 
-    fn have_panicked(&mut self) -> bool {
+    fn have_ended(&self) -> bool {
+        self.rx.has_ended() && self.tx.has_ended()
+    }
+
+    fn have_panicked(&self) -> bool {
         self.rx.has_panicked() || self.tx.has_panicked()
-    }
-
-    /// Ends both threads and waits for them, in krun's order (`Port::quiesce`).
-    async fn stop(mut self) {
-        self.stop.store(true, Ordering::Release);
-        self.tx.end().await;
-        self.console.wake_reader();
-        self.rx.end().await;
-    }
-}
-
-impl Drop for Workers {
-    fn drop(&mut self) {
-        self.ask_to_stop();
     }
 }

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::io::{Interest, Ready};
 use tokio::sync::Notify;
 
+use crate::foreign;
 use crate::shared::Wake;
 use crate::sys::TaskWake;
 
@@ -34,6 +35,8 @@ pub(super) struct Virtqueues {
 struct State {
     guest_connected: bool,
     host_gone: bool,
+    /// The guest has begun to power off: nobody opens the port any more.
+    is_powering_off: bool,
     powered_off: bool,
     paused: bool,
     /// Buffers that krun has filled for the guest.
@@ -104,9 +107,22 @@ impl Virtqueues {
 
 /// The guest's driver.
 impl Virtqueues {
-    /// Returns `false` if the port is already open: Linux allows one process at a time.
-    pub(super) fn open(&self) -> bool {
-        !std::mem::replace(&mut self.state().guest_connected, true)
+    /// Fails if the port is already open: Linux allows one process at a time.
+    pub(super) fn open(&self) -> io::Result<()> {
+        let mut state = self.state();
+        if state.is_powering_off {
+            return Err(io::ErrorKind::NotConnected.into());
+        }
+        if state.guest_connected {
+            return Err(io::ErrorKind::ResourceBusy.into());
+        }
+        state.guest_connected = true;
+        Ok(())
+    }
+
+    /// From now on, [`open`](Self::open) fails.
+    pub(super) fn begin_power_off(&self) {
+        self.state().is_powering_off = true;
     }
 
     pub(super) fn close(&self) {
@@ -119,10 +135,11 @@ impl Virtqueues {
 
     pub(super) fn power_off(&self) {
         let mut state = self.state();
+        state.is_powering_off = true;
         state.powered_off = true;
         state.tx_avail.clear();
         state.tx_busy = false;
-        // krun's workers have ended.
+        // krun's workers have ended, or nobody waits for them.
         let _ = state.discard_rx();
         drop(state);
         self.wake_agent();
@@ -207,7 +224,7 @@ impl Virtqueues {
             if self.state().tx_in_use() == 0 {
                 return;
             }
-            completed.await;
+            foreign::guarded(completed).await;
         }
     }
 }
@@ -233,7 +250,7 @@ impl Virtqueues {
     /// Gives a filled buffer to the guest. While its port is closed, the guest discards it.
     pub(super) fn complete_rx(&self, buffer: Vec<u8>) {
         let mut state = self.state();
-        if state.guest_connected {
+        if state.guest_connected && !state.powered_off {
             state.rx_used.push_back(buffer);
         }
     }

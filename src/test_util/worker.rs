@@ -3,25 +3,28 @@
 use std::io;
 use std::thread::{self, Thread};
 
-use tokio::sync::oneshot;
+use tokio::sync::watch;
 
-#[derive(Debug)]
+use super::PANICKED;
+use crate::foreign;
+
+#[derive(Clone)]
 pub(super) struct Worker {
     thread: Thread,
-    /// Receives a value when the thread ends without a panic, and closes if it panics.
-    ended: Option<oneshot::Receiver<()>>,
+    /// Becomes `true` when the thread ends without a panic, and closes when it ends.
+    ended: watch::Receiver<bool>,
 }
 
 impl Worker {
     pub(super) fn start(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<Self> {
-        let (end, ended) = oneshot::channel();
+        let (end, ended) = watch::channel(false);
         let thread = thread::Builder::new().name(name.into()).spawn(move || {
             work();
-            let _ = end.send(());
+            let _ = end.send(true);
         })?;
         Ok(Self {
             thread: thread.thread().clone(),
-            ended: Some(ended),
+            ended,
         })
     }
 
@@ -33,18 +36,22 @@ impl Worker {
         self.thread.unpark();
     }
 
-    pub(super) fn has_panicked(&mut self) -> bool {
-        let ended = self.ended.as_mut().map(oneshot::Receiver::try_recv);
-        matches!(ended, Some(Err(oneshot::error::TryRecvError::Closed)))
+    pub(super) fn has_ended(&self) -> bool {
+        *self.ended.borrow() || self.has_panicked()
+    }
+
+    pub(super) fn has_panicked(&self) -> bool {
+        // In this order: once it is closed, the value is final.
+        self.ended.has_changed().is_err() && !*self.ended.borrow()
     }
 
     /// Wakes the thread and waits until it has ended.
-    pub(super) async fn end(&mut self) {
+    pub(super) async fn end(&self) {
         self.unpark();
-        if let Some(ended) = self.ended.take() {
-            ended
-                .await
-                .expect("a worker of the guest panicked: see its message above");
-        }
+        let mut ended = self.ended.clone();
+        let has_ended = foreign::guarded(ended.wait_for(|ended| *ended))
+            .await
+            .is_ok();
+        assert!(has_ended, "{PANICKED}");
     }
 }
