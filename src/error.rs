@@ -104,7 +104,9 @@ pub enum Error {
     Os(#[source] io::Error),
     /// You wrote to the stream after you had shut it down, hung up or closed it. Or you closed it while you waited for the
     /// guest to open its port.
-    #[error("this side has already shut down or hung up: write everything before that")]
+    #[error(
+        "this side has already shut down, hung up or closed the stream: write everything before that"
+    )]
     ShutDown,
     /// The other end is closed: the guest has powered off, or its VM or port was dropped.
     ///

@@ -266,7 +266,7 @@ impl Inline {
     }
 }
 
-fn read_to_desc(end: &End, buffer: &mut [u8]) -> (usize, bool) {
+pub(super) fn read_to_desc(end: &End, buffer: &mut [u8]) -> (usize, bool) {
     let mut filled = 0;
     while filled < buffer.len() {
         match end.read(&mut buffer[filled..]) {
@@ -280,7 +280,7 @@ fn read_to_desc(end: &End, buffer: &mut [u8]) -> (usize, bool) {
 }
 
 /// Returns how much was written: all, unless there is no room.
-fn write_desc_to_output(end: &End, descriptor: &[u8]) -> usize {
+pub(super) fn write_desc_to_output(end: &End, descriptor: &[u8]) -> usize {
     let mut written = 0;
     while written < descriptor.len() {
         match end.write(&descriptor[written..]) {

@@ -12,6 +12,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
+use super::inline::{read_to_desc, write_desc_to_output};
 use super::virtqueue::Virtqueues;
 use crate::port::AgentPort;
 use crate::shared::Wake;
@@ -78,19 +79,6 @@ pub(super) fn process_rx(console: &Console, virtqueues: &Virtqueues, stop: &Atom
     }
 }
 
-fn read_to_desc(backend: &AgentConsoleBackend, buffer: &mut [u8]) -> (usize, bool) {
-    let mut filled = 0;
-    while filled < buffer.len() {
-        match backend.read(&mut buffer[filled..]) {
-            Ok(0) => return (filled, true),
-            Ok(read) => filled += read,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-            Err(error) => panic!("krun would log this and try again at once: {error}"),
-        }
-    }
-    (filled, false)
-}
-
 fn wait_until_readable(backend: &AgentConsoleBackend, stop_wake: &WakePipe) {
     assert_eq!(
         backend.read_wake_fd(),
@@ -106,26 +94,16 @@ fn wait_until_readable(backend: &AgentConsoleBackend, stop_wake: &WakePipe) {
 pub(super) fn process_tx(console: &Console, virtqueues: &Virtqueues, stop: &AtomicBool) {
     let next = || pop_head_blocking(virtqueues, Virtqueues::pop_tx, Virtqueues::signal_tx, stop);
     while let Some(descriptor) = next() {
-        write_desc_to_output(&console.backend, virtqueues, &descriptor);
-        virtqueues.complete_tx();
-    }
-}
-
-fn write_desc_to_output(
-    backend: &AgentConsoleBackend,
-    virtqueues: &Virtqueues,
-    mut descriptor: &[u8],
-) {
-    while !descriptor.is_empty() {
-        match backend.write(descriptor) {
-            Ok(0) => panic!("krun would offer this descriptor again at once"),
-            Ok(written) => descriptor = &descriptor[written..],
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                virtqueues.signal_tx();
-                backend.wait_until_writable();
+        let mut rest = &descriptor[..];
+        loop {
+            rest = &rest[write_desc_to_output(&console.backend, rest)..];
+            if rest.is_empty() {
+                break;
             }
-            Err(error) => panic!("krun would log this and try again at once: {error}"),
+            virtqueues.signal_tx();
+            console.backend.wait_until_writable();
         }
+        virtqueues.complete_tx();
     }
 }
 
