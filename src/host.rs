@@ -21,7 +21,7 @@ use tokio::task::coop;
 
 use crate::error::Error;
 use crate::permit::Permit;
-use crate::shared::{Admit, ConsoleSharedState};
+use crate::shared::{Admit, Chunk, ConsoleSharedState};
 use crate::stats::Stats;
 use crate::sys::HostWait;
 
@@ -136,7 +136,10 @@ impl Host {
                     budget.made_progress();
                     Poll::Ready(Ok(found))
                 }
-                None => Poll::Pending,
+                None => {
+                    self.sleep(side);
+                    Poll::Pending
+                }
             };
         }
     }
@@ -165,7 +168,10 @@ impl Host {
                 }
                 match look() {
                     Some(found) => Poll::Ready(Ok(Some(found))),
-                    None => Poll::Pending,
+                    None => {
+                        sides.iter().for_each(|side| self.sleep(*side));
+                        Poll::Pending
+                    }
                 }
             })
             .await?;
@@ -198,6 +204,13 @@ impl Host {
         match side {
             Side::Reading => &self.readable,
             Side::Writing | Side::Draining => &self.writable,
+        }
+    }
+
+    /// The last step before the task sleeps.
+    fn sleep(&self, side: Side) {
+        if let Side::Reading = side {
+            self.shared.host_stops_looking();
         }
     }
 
@@ -553,24 +566,28 @@ impl Drop for Exclusive<'_> {
 
 /// The chunk that `poll_fill_buf` showed last: a handle that keeps it alive.
 #[derive(Default)]
-pub(crate) struct Peeked(Bytes);
+pub(crate) struct Peeked(Option<Chunk>);
 
 impl fmt::Debug for Peeked {
     /// Shows no payload.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} bytes", self.0.len())
+        write!(f, "{} bytes", self.bytes().len())
     }
 }
 
 impl Peeked {
+    fn bytes(&self) -> &[u8] {
+        self.0.as_ref().map_or(&[], Chunk::rest)
+    }
+
     pub(crate) fn poll_fill_buf(
         &mut self,
         host: &Host,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<&[u8]>> {
         let peeked = host.poll_until(Side::Reading, cx, |shared| shared.host_peek());
-        self.0 = ready!(peeked)??;
-        Poll::Ready(Ok(&self.0))
+        self.0 = Some(ready!(peeked)??);
+        Poll::Ready(Ok(self.bytes()))
     }
 
     pub(crate) fn consume(&mut self, host: &Host, amount: usize) {
@@ -580,6 +597,6 @@ impl Peeked {
     }
 
     pub(crate) fn clear(&mut self) {
-        self.0 = Bytes::new();
+        self.0 = None;
     }
 }

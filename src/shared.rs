@@ -42,8 +42,7 @@ use crate::sys;
 use crate::trace::Trace;
 use held::Held;
 use latch::Latch;
-pub(crate) use ring::Admit;
-pub(crate) use ring::Given;
+pub(crate) use ring::{Admit, Chunk, Given};
 use ring::{ReadChunk, Refused, Ring, USUAL_CHUNK};
 pub(crate) use signal::{Signal, Wake};
 
@@ -208,12 +207,12 @@ impl ConsoleSharedState {
     }
 
     /// A handle to the next chunk, which stays unread; no bytes at the end.
-    pub(crate) fn host_peek(&self) -> Option<io::Result<Bytes>> {
+    pub(crate) fn host_peek(&self) -> Option<io::Result<Chunk>> {
         if self.has_host_ended() {
-            return Some(Ok(Bytes::new()));
+            return Some(Ok(Chunk::Given(Bytes::new())));
         }
-        let bytes = self.tx_ring.peek()?;
-        Some(self.unless_cut_off(bytes.is_empty(), bytes))
+        let chunk = self.tx_ring.peek()?;
+        Some(self.unless_cut_off(chunk.rest().is_empty(), chunk))
     }
 
     /// The end is an error if bytes were lost there.
@@ -254,6 +253,11 @@ impl ConsoleSharedState {
         // Another task may read between the two numbers that this comes from. There are never more than twice the capacity.
         let most = self.capacity().saturating_mul(2);
         usize::try_from(self.tx_ring.unread()).map_or(most, |unread| unread.min(most))
+    }
+
+    /// For a task that sleeps until there is something to read: an idle stream keeps no storage.
+    pub(crate) fn host_stops_looking(&self) {
+        self.tx_ring.let_go_of_storage();
     }
 
     fn offer_tx_room(&self) {
@@ -479,6 +483,11 @@ impl ConsoleSharedState {
         self.offer_rx_room();
         drop(given);
         Some(read)
+    }
+
+    /// For a thread that sleeps until there is something to read: an idle stream keeps no storage.
+    pub(crate) fn guest_stops_looking(&self) {
+        self.rx_ring.let_go_of_storage();
     }
 
     /// Whether there is something to read, or the end.

@@ -2,18 +2,24 @@
 //! through this file.
 
 #[cfg(not(all(test, tokio_krun_loom)))]
+use std::ops::Range;
+
+#[cfg(not(all(test, tokio_krun_loom)))]
 pub(crate) use {
     crossbeam_queue::ArrayQueue,
     std::sync::{
-        Mutex,
-        atomic::{AtomicBool, AtomicU64, Ordering, fence},
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence},
     },
 };
 
 #[cfg(all(test, tokio_krun_loom))]
 pub(crate) use {
-    loom::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence},
-    model::{ArrayQueue, Count, Mutex},
+    loom::sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence},
+    },
+    model::{Accesses, ArrayQueue, Count, Mutex},
 };
 
 #[cfg(all(test, tokio_krun_loom))]
@@ -26,6 +32,22 @@ pub(crate) mod blocking {
     pub(crate) use loom::sync::{Condvar, Mutex};
     #[cfg(not(all(test, tokio_krun_loom)))]
     pub(crate) use std::sync::{Condvar, Mutex};
+}
+
+/// Tells loom which bytes of shared memory are read and written. It fails a model in which one thread writes a byte that
+/// another uses at the same time.
+#[cfg(not(all(test, tokio_krun_loom)))]
+pub(crate) struct Accesses;
+
+#[cfg(not(all(test, tokio_krun_loom)))]
+impl Accesses {
+    pub(crate) fn new(_bytes: usize) -> Self {
+        Self
+    }
+
+    pub(crate) fn read(&self, _bytes: Range<usize>) {}
+
+    pub(crate) fn write(&self, _bytes: Range<usize>) {}
 }
 
 /// Counts how often something has happened.
@@ -82,8 +104,10 @@ pub(crate) fn try_lock<T>(mutex: &Mutex<T>) -> Option<model::MutexGuard<'_, T>> 
 #[cfg(all(test, tokio_krun_loom))]
 mod model {
     use std::collections::VecDeque;
-    use std::ops::{Deref, DerefMut};
+    use std::ops::{Deref, DerefMut, Range};
     use std::{fmt, sync};
+
+    use loom::cell::UnsafeCell;
 
     use super::{AtomicBool, AtomicU64, Ordering};
 
@@ -160,6 +184,22 @@ mod model {
             if std::thread::panicking() {
                 std::mem::forget(self.0.take());
             }
+        }
+    }
+
+    pub(crate) struct Accesses(Vec<UnsafeCell<()>>);
+
+    impl Accesses {
+        pub(crate) fn new(bytes: usize) -> Self {
+            Self((0..bytes).map(|_| UnsafeCell::new(())).collect())
+        }
+
+        pub(crate) fn read(&self, bytes: Range<usize>) {
+            self.0[bytes].iter().for_each(|byte| byte.with(drop));
+        }
+
+        pub(crate) fn write(&self, bytes: Range<usize>) {
+            self.0[bytes].iter().for_each(|byte| byte.with_mut(drop));
         }
     }
 

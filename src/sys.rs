@@ -5,6 +5,7 @@
 //! - `TxData`, `TxRoom`, `RxData` and `RxRoom`: a [`Wake`](crate::shared::Wake) for each signal;
 //! - `HostWait`: how a task waits for `TxData` or `RxRoom`;
 //! - `KrunEnd`: krun's end of the port, made from `PortOptions`, the options that only this platform has;
+//! - `current_core`: where the caller runs, if the system says so;
 //! - `GuestEnd`: ends the guest's side for the exit hook.
 
 #[cfg(any(windows, test, feature = "test-util"))]

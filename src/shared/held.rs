@@ -34,7 +34,7 @@ impl Drop for Held {
             return;
         };
         let count = chunk.rest().len();
-        shared.tx_ring.recycle(chunk);
+        drop(chunk);
         shared.tx_ring.release(count);
         shared.offer_tx_room();
     }

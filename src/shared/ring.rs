@@ -1,16 +1,11 @@
 //! One direction's bytes: a queue of chunks, bounded in bytes.
 //!
-//! A write copies its bytes once, into the **open** chunk. When that is full, it moves to the queue of **full**
-//! chunks. So small writes share a chunk, and memory is bounded whatever sizes the guest writes. Storage comes
-//! from a [`Pool`] and goes back to it, all of it once there is nothing to read. The host may also write whole
-//! [`Bytes`], which are queued as they are.
+//! A write copies its bytes once, into the **open** chunk. The chunk is queued with its first bytes, and the writer goes on
+//! appending behind what the reader reads, so neither waits for the other. So small writes share a chunk, and memory is
+//! bounded whatever sizes the guest writes. The host may also write whole [`Bytes`](bytes::Bytes), which are queued as
+//! they are.
 //!
-//! The open chunk belongs to the writer, under the writer's lock. The writer holds that lock while it copies
-//! guest memory, which may take long. A reader that finds no full chunk tries that lock and takes the open chunk
-//! if it gets it, leaving the writer the storage that it has just emptied. If it does not get the lock, there is
-//! nothing to read *yet*: everyone who held the writer's lock notifies the reader afterwards, even if nothing was
-//! written. So neither side waits while the other copies. The writer takes the reader's lock only once the reader
-//! has gone.
+//! Storage comes from a [`Pool`] and goes back to it once it was read, the open chunk's before the reader sleeps.
 //!
 //! A reader may take a chunk away as [`Bytes`] without a copy. Its bytes count against the bound until the last
 //! handle to them is dropped. So **read** and **released** are two positions. Peeking at a chunk changes neither.
@@ -25,27 +20,31 @@
 
 #![deny(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
+mod chunk;
 #[cfg(all(test, tokio_krun_loom))]
 #[allow(clippy::unwrap_used, reason = "krun's threads do not run models")]
 mod models;
+mod pool;
 mod reader;
 mod writer;
 
-use std::mem;
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
-use bytes::{Buf, Bytes};
 use crossbeam_utils::CachePadded;
 
 use crate::stats::RingStats;
-use crate::sync::{ArrayQueue, AtomicBool, AtomicU64, Mutex, Ordering, lock};
+use crate::sync::{ArrayQueue, AtomicBool, AtomicU64, Mutex, Ordering};
+pub(crate) use chunk::Chunk;
+use pool::Pool;
+pub(crate) use pool::USUAL_CHUNK;
 use reader::Reader;
 pub(crate) use reader::{Given, ReadChunk};
 use writer::Writer;
 pub(crate) use writer::{Admit, Refused};
 
 pub(crate) struct Ring {
-    full: ArrayQueue<Chunk>,
+    /// The chunks after the one that is being read. The writer may still append to the last of all.
+    queue: ArrayQueue<Chunk>,
     pool: Arc<Pool>,
     writer: CachePadded<Mutex<Writer>>,
     reader: CachePadded<Mutex<Reader>>,
@@ -108,7 +107,7 @@ impl Ring {
         Self {
             // Room for twice the capacity in full chunks (`Admit::Quiesced`), or for the capacity in full chunks
             // and as many that are not full (`write_bytes`), and for the open chunk at the end.
-            full: ArrayQueue::new(chunks.saturating_mul(2).saturating_add(2)),
+            queue: ArrayQueue::new(chunks.saturating_mul(2).saturating_add(2)),
             pool: Pool::for_chunks(chunk_size, chunks),
             writer: CachePadded::new(Mutex::new(Writer::default())),
             reader: CachePadded::new(Mutex::new(Reader::default())),
@@ -154,7 +153,7 @@ impl Ring {
 
     /// Too few bytes to spend a chunk's storage or a slot on.
     fn is_small(&self, length: usize) -> bool {
-        length < self.pool.chunk_size / 2
+        length < self.pool.chunk_size() / 2
     }
 
     /// Bytes that count against the bound.
@@ -178,13 +177,6 @@ impl Ring {
         self.capacity.saturating_sub(self.queued())
     }
 
-    /// Returns storage to the pool.
-    pub(crate) fn recycle(&self, chunk: Chunk) {
-        if let Chunk::Own(bytes, _) = chunk {
-            self.pool.put(bytes);
-        }
-    }
-
     pub(crate) fn stats(&self) -> RingStats {
         RingStats {
             queued: self.queued(),
@@ -197,106 +189,6 @@ impl Ring {
             full: self.ends.refused.load(Ordering::Relaxed),
             discarded: self.ends.discarded.load(Ordering::Relaxed),
             ..RingStats::default()
-        }
-    }
-}
-
-/// A piece of the stream.
-pub(crate) enum Chunk {
-    /// The ring's own storage, and how much of it was read.
-    Own(Vec<u8>, usize),
-    /// The caller's bytes, queued as they were written. Dropping them may run the caller's code.
-    Given(Bytes),
-    /// The ring's own storage while the reader has handles to it: a [`Lent`] inside.
-    Lent(Bytes),
-}
-
-impl Chunk {
-    pub(crate) fn rest(&self) -> &[u8] {
-        match self {
-            Self::Own(bytes, taken) => bytes.get(*taken..).unwrap_or_default(),
-            Self::Given(bytes) | Self::Lent(bytes) => bytes,
-        }
-    }
-
-    /// `count` is at most the length of `rest`.
-    fn advance(&mut self, count: usize) {
-        match self {
-            Self::Own(_, taken) => *taken = taken.saturating_add(count),
-            Self::Given(bytes) | Self::Lent(bytes) => bytes.advance(count),
-        }
-    }
-}
-
-/// A chunk's storage behind a [`Bytes`]: the last handle returns it to the pool.
-struct Lent {
-    bytes: Vec<u8>,
-    taken: usize,
-    pool: Arc<Pool>,
-}
-
-impl AsRef<[u8]> for Lent {
-    fn as_ref(&self) -> &[u8] {
-        self.bytes.get(self.taken..).unwrap_or_default()
-    }
-}
-
-impl Drop for Lent {
-    fn drop(&mut self) {
-        self.pool.put(mem::take(&mut self.bytes));
-    }
-}
-
-/// The usual size of a chunk, in bytes: two descriptors of a Linux guest.
-pub(crate) const USUAL_CHUNK: usize = 64 * 1024;
-
-/// The most bytes that the process's pool keeps. Further storage is freed.
-const POOL_BYTES: usize = 32 * 1024 * 1024;
-
-/// Storage of chunks, empty and ready for use. Chunks of the usual size share one pool for the process.
-struct Pool {
-    chunk_size: usize,
-    /// The most chunks it keeps.
-    most: usize,
-    /// Each empty, with a capacity of `chunk_size`.
-    free: Mutex<Vec<Vec<u8>>>,
-}
-
-impl Pool {
-    /// `most` is for a pool of other than the usual size.
-    fn for_chunks(chunk_size: usize, most: usize) -> Arc<Self> {
-        static USUAL: LazyLock<Arc<Pool>> =
-            LazyLock::new(|| Arc::new(Pool::new(USUAL_CHUNK, POOL_BYTES / USUAL_CHUNK)));
-        if chunk_size == USUAL_CHUNK {
-            Arc::clone(&USUAL)
-        } else {
-            Arc::new(Self::new(chunk_size, most))
-        }
-    }
-
-    fn new(chunk_size: usize, most: usize) -> Self {
-        Self {
-            chunk_size,
-            most,
-            free: Mutex::new(Vec::new()),
-        }
-    }
-
-    fn take(&self) -> Vec<u8> {
-        let free = lock(&self.free).pop();
-        free.unwrap_or_else(|| Vec::with_capacity(self.chunk_size))
-    }
-
-    /// Takes storage back. Ignores a vector without any.
-    fn put(&self, mut bytes: Vec<u8>) {
-        if bytes.capacity() == 0 {
-            return;
-        }
-        // Bytes are only ever appended, so no old byte is ever shown.
-        bytes.clear();
-        let mut free = lock(&self.free);
-        if free.len() < self.most {
-            free.push(bytes);
         }
     }
 }

@@ -22,3 +22,11 @@ pub(crate) type TxData = WakePipe;
 pub(crate) type TxRoom = wake::ThreadWake;
 pub(crate) type RxData = WakePipe;
 pub(crate) type RxRoom = WakePipe;
+
+/// The core that the caller runs on, if the system says so.
+pub(crate) fn current_core() -> Option<usize> {
+    #[cfg(target_os = "linux")]
+    return Some(rustix::thread::sched_getcpu());
+    #[cfg(not(target_os = "linux"))]
+    None
+}

@@ -2,21 +2,16 @@
 
 #![deny(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
-use std::mem;
-use std::sync::Arc;
-
 use bytes::Bytes;
 
-use super::{Chunk, Lent, Ring};
+use super::{Chunk, Ring};
 use crate::foreign;
 use crate::sync::{Ordering, fence, lock, try_lock};
 
 #[derive(Default)]
 pub(super) struct Reader {
-    /// The chunk that is being read: never an empty one.
+    /// The chunk that is being read. The writer may still append to it.
     current: Option<Chunk>,
-    /// Storage that was read out, for the writer's next open chunk; or none.
-    idle: Vec<u8>,
 }
 
 /// What [`Ring::read_chunk`] has taken away.
@@ -39,55 +34,40 @@ impl Ring {
         (Some(read).filter(|read| *read > 0 || closed), given)
     }
 
-    /// Takes the rest of the current chunk away: `None` if there is none yet.
+    /// Takes away what there is of the current chunk: `None` if there is nothing yet.
     ///
     /// A few bytes are copied instead, so that keeping them does not keep a whole chunk.
     pub(crate) fn read_chunk(&self) -> Option<ReadChunk> {
         let closed = self.was_closed();
         let mut reader = lock(&self.reader);
-        if self.current(&mut reader).is_none() {
+        let mut given = Given::default();
+        let Some(chunk) = self.current(&mut reader) else {
             return closed.then(|| ReadChunk::Copied(Bytes::new()));
-        }
-        let chunk = reader.current.take()?;
-        let length = chunk.rest().len();
-        self.advance_read(length);
-        if !self.is_small(length) {
-            return Some(ReadChunk::Held(chunk));
-        }
-        self.release(length);
-        let copy = Bytes::copy_from_slice(chunk.rest());
-        match chunk {
-            Chunk::Own(bytes, _) => self.keep_idle(&mut reader, bytes),
-            Chunk::Given(bytes) | Chunk::Lent(bytes) => {
-                drop(reader);
-                foreign::run(|| drop(bytes));
-            }
-        }
-        Some(ReadChunk::Copied(copy))
-    }
-
-    /// A handle to the rest of the current chunk, which stays unread: `None` if there is none yet, no bytes at the
-    /// end.
-    pub(crate) fn peek(&self) -> Option<Bytes> {
-        let closed = self.was_closed();
-        let mut reader = lock(&self.reader);
-        match self.current(&mut reader) {
-            Some(chunk) => Some(self.lend(chunk)),
-            None => closed.then(Bytes::new),
-        }
-    }
-
-    fn lend(&self, chunk: &mut Chunk) -> Bytes {
-        let handle = match chunk {
-            Chunk::Given(bytes) | Chunk::Lent(bytes) => return bytes.clone(),
-            Chunk::Own(bytes, taken) => Bytes::from_owner(Lent {
-                bytes: mem::take(bytes),
-                taken: *taken,
-                pool: Arc::clone(&self.pool),
-            }),
         };
-        *chunk = Chunk::Lent(handle.clone());
-        handle
+        let length = chunk.rest().len();
+        let read = if self.is_small(length) {
+            ReadChunk::Copied(Bytes::copy_from_slice(chunk.rest()))
+        } else {
+            ReadChunk::Held(chunk.share(length))
+        };
+        if matches!(read, ReadChunk::Copied(_)) {
+            self.release(length);
+        }
+        self.pass(&mut reader, length, &mut given);
+        self.advance_read(length);
+        drop(reader);
+        drop(given);
+        Some(read)
+    }
+
+    /// A handle to what there is of the current chunk, which stays unread: `None` if there is nothing yet, no bytes at
+    /// the end.
+    pub(crate) fn peek(&self) -> Option<Chunk> {
+        let closed = self.was_closed();
+        match self.current(&mut lock(&self.reader)) {
+            Some(chunk) => Some(chunk.share(chunk.rest().len())),
+            None => closed.then(|| Chunk::Given(Bytes::new())),
+        }
     }
 
     /// Counts `count` bytes of the current chunk as read, or all of it if it is shorter.
@@ -100,8 +80,7 @@ impl Ring {
         drop(given);
     }
 
-    /// Whether there is something to read, or `Some(false)` at the end: `None` if neither yet. The chunk that is
-    /// found becomes the reader's, so the writer cannot take it back to append to it.
+    /// Whether there is something to read, or `Some(false)` at the end: `None` if neither yet.
     pub(crate) fn is_readable(&self) -> Option<bool> {
         let closed = self.was_closed();
         match self.current(&mut lock(&self.reader)) {
@@ -131,49 +110,56 @@ impl Ring {
                 break;
             };
             let rest = chunk.rest();
-            let (part, later) = rest.split_at(rest.len().min(left));
-            let (count, is_read_out) = (part.len(), later.is_empty());
+            let (part, _) = rest.split_at(rest.len().min(left));
+            let count = part.len();
             sink(part);
             left = left.saturating_sub(count);
-            chunk.advance(count);
+            self.pass(reader, count, given);
+        }
+        let count = limit.saturating_sub(left);
+        if count > 0 {
             // First: whoever sees that all was read finds the room that this made.
             self.release(count);
             self.advance_read(count);
-            if is_read_out {
-                match reader.current.take() {
-                    Some(Chunk::Own(bytes, _)) => self.keep_idle(reader, bytes),
-                    Some(Chunk::Given(bytes)) => given.push(bytes),
-                    Some(Chunk::Lent(_)) | None => {}
-                }
+        }
+        count
+    }
+
+    /// The chunk to read from now, if it has bytes.
+    fn current<'a>(&self, reader: &'a mut Reader) -> Option<&'a mut Chunk> {
+        if reader.current.as_ref().is_none_or(Chunk::is_read_out) {
+            reader.current = Some(self.queue.pop()?);
+        }
+        reader
+            .current
+            .as_mut()
+            .filter(|chunk| !chunk.rest().is_empty())
+    }
+
+    /// Moves on by `count` bytes of the current chunk, and lets go of it once it is read out.
+    fn pass(&self, reader: &mut Reader, count: usize, given: &mut Given) {
+        if let Some(chunk) = &mut reader.current {
+            chunk.advance(count);
+            if chunk.is_read_out()
+                && let Some(Chunk::Given(bytes)) = reader.current.take()
+            {
+                given.push(bytes);
             }
         }
-        limit.saturating_sub(left)
     }
 
-    /// The current chunk, or the next one if there was none.
-    fn current<'a>(&self, reader: &'a mut Reader) -> Option<&'a mut Chunk> {
-        if reader.current.is_none() {
-            reader.current = Some(self.full.pop().or_else(|| self.take_open(reader))?);
+    /// For a reader that will sleep: returns the open chunk's storage, if everything was read.
+    pub(crate) fn let_go_of_storage(&self) {
+        let mut reader = lock(&self.reader);
+        // If the writer is at work, the reader will not sleep.
+        if let Some(mut writer) = try_lock(&self.writer)
+            && let Some(chunk) = &reader.current
+            && chunk.rest().is_empty()
+            && !chunk.is_read_out()
+        {
+            // All was read, but the writer has not sealed it: so this is what it has open.
+            (reader.current, writer.open) = (None, None);
         }
-        reader.current.as_mut()
-    }
-
-    /// The chunk that is being filled, unless the writer is at it.
-    fn take_open(&self, reader: &mut Reader) -> Option<Chunk> {
-        let mut writer = try_lock(&self.writer)?;
-        // It comes after those that were filled since the last look.
-        if let Some(chunk) = self.full.pop() {
-            return Some(chunk);
-        }
-        let idle = mem::take(&mut reader.idle);
-        if writer.open.is_empty() {
-            let unused = mem::take(&mut writer.open);
-            drop(writer);
-            self.pool.put(unused);
-            self.pool.put(idle);
-            return None;
-        }
-        Some(Chunk::Own(mem::replace(&mut writer.open, idle), 0))
     }
 
     /// Only the reader moves it, under its lock. Pairs with the load in `has_read_to`.
@@ -190,12 +176,6 @@ impl Ring {
         self.taken
             .released
             .fetch_add(count as u64, Ordering::Release);
-    }
-
-    /// Keeps storage that was read out for the next open chunk.
-    fn keep_idle(&self, reader: &mut Reader, mut bytes: Vec<u8>) {
-        bytes.clear();
-        self.pool.put(mem::replace(&mut reader.idle, bytes));
     }
 
     /// Whether the room that reading has made is enough to wake a waiting writer: half the ring, so that under load

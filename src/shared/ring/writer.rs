@@ -3,10 +3,10 @@
 #![deny(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::io::IoSlice;
-use std::mem;
 
 use bytes::Bytes;
 
+use super::chunk::Open;
 use super::{Chunk, Ring};
 use crate::sync::{Ordering, fence, lock};
 
@@ -39,8 +39,8 @@ pub(crate) enum Refused {
 
 #[derive(Default)]
 pub(super) struct Writer {
-    /// The chunk that is being filled: never a full one, and without storage at first.
-    pub(super) open: Vec<u8>,
+    /// The chunk that is being filled: neither empty nor full.
+    pub(super) open: Option<Open>,
     /// The last value seen of [`Taken::released`](super::Taken), which only grows.
     released: u64,
 }
@@ -87,7 +87,7 @@ impl Ring {
                 copied = piece;
             } else {
                 self.count(writer, taken);
-                self.enqueue_open(writer);
+                self.seal_open(writer);
                 self.enqueue(Chunk::Given(piece));
             }
             Ok(taken)
@@ -114,7 +114,7 @@ impl Ring {
     }
 
     fn end(&self, writer: &mut Writer) {
-        self.enqueue_open(writer);
+        self.seal_open(writer);
         // Pairs with the load in `look`, which then finds all there is in `full`.
         self.ends.closed.store(true, Ordering::Release);
     }
@@ -179,16 +179,19 @@ impl Ring {
             let (mut source, _) = source.split_at(source.len().min(left));
             left = left.saturating_sub(source.len());
             while !source.is_empty() {
-                if writer.open.capacity() == 0 {
-                    writer.open = self.pool.take();
+                match writer.open.take() {
+                    Some(mut open) => {
+                        source = open.append(source);
+                        writer.open = Some(open);
+                    }
+                    None => {
+                        let mut open = self.pool.take();
+                        source = open.append(source);
+                        self.enqueue(open.chunk());
+                        writer.open = Some(open);
+                    }
                 }
-                let space = self.pool.chunk_size.saturating_sub(writer.open.len());
-                let (now, later) = source.split_at(space.min(source.len()));
-                writer.open.extend_from_slice(now);
-                source = later;
-                if writer.open.len() == self.pool.chunk_size {
-                    self.enqueue_open(writer);
-                }
+                writer.open.take_if(|open| open.is_full());
             }
         }
     }
@@ -210,10 +213,9 @@ impl Ring {
         }
     }
 
-    fn enqueue_open(&self, writer: &mut Writer) {
-        if !writer.open.is_empty() {
-            let bytes = mem::take(&mut writer.open);
-            self.enqueue(Chunk::Own(bytes, 0));
+    fn seal_open(&self, writer: &mut Writer) {
+        if let Some(open) = writer.open.take() {
+            open.seal();
         }
     }
 
@@ -221,14 +223,14 @@ impl Ring {
     /// [`Admit::Quiesced`], which is the guest's, who never writes `Given` ones. Every other chunk but the last goes
     /// in only while it [leaves](Self::has_slots_for_given) `chunks` and one more slots free.
     fn enqueue(&self, chunk: Chunk) {
-        let refused = self.full.push(chunk).is_err();
+        let refused = self.queue.push(chunk).is_err();
         debug_assert!(!refused, "more chunks than there are slots");
     }
 
     /// Whether a given chunk, and the open one before it, leave enough slots for a ring of full chunks.
     fn has_slots_for_given(&self) -> bool {
         // Only the reader takes chunks out, so there are at least so many.
-        let free = self.full.capacity().saturating_sub(self.full.len());
+        let free = self.queue.capacity().saturating_sub(self.queue.len());
         free >= self.chunks.saturating_add(3)
     }
 

@@ -179,7 +179,10 @@ impl AgentConsoleBackend {
                 self.gave_data.store(true, Ordering::Relaxed);
                 Ok(read)
             }
-            None => Err(io::ErrorKind::WouldBlock.into()),
+            None => {
+                self.shared.guest_stops_looking();
+                Err(io::ErrorKind::WouldBlock.into())
+            }
         }
     }
 

@@ -1,0 +1,87 @@
+//! Storage of chunks that is ready for use.
+
+#![deny(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
+use std::collections::VecDeque;
+use std::sync::{Arc, LazyLock};
+
+use super::chunk::{Open, Unused};
+use crate::sync::{Mutex, lock};
+use crate::sys;
+
+/// The usual size of a chunk, in bytes: two descriptors of a Linux guest.
+pub(crate) const USUAL_CHUNK: usize = 64 * 1024;
+
+/// The most bytes that the process's pool keeps. Further storage is freed.
+const POOL_BYTES: usize = 32 * 1024 * 1024;
+
+/// As many chunks as do not fit into the private cache of a core.
+const COLD_SET: usize = 64;
+
+/// Storage that nobody uses. Chunks of the usual size share one pool for the process.
+///
+/// Which chunk a writer gets decides how fast its copy is. If the chunk was last read on the writer's own core, it is
+/// still in that core's cache. If another core has read it, its lines must first come from that core's cache, which is
+/// slower than from memory that both share. So the writer gets the chunk that was read last if that was on its own
+/// core, and else the one that has been unused for longest. For that, there must be enough of them.
+pub(super) struct Pool {
+    chunk_size: usize,
+    /// The most chunks it keeps.
+    most: usize,
+    /// In the order in which they came back, each with the core on which it was dropped.
+    free: Mutex<VecDeque<(Unused, Option<usize>)>>,
+}
+
+impl Pool {
+    /// `most` is for a pool of other than the usual size.
+    pub(super) fn for_chunks(chunk_size: usize, most: usize) -> Arc<Self> {
+        static USUAL: LazyLock<Arc<Pool>> =
+            LazyLock::new(|| Arc::new(Pool::new(USUAL_CHUNK, POOL_BYTES / USUAL_CHUNK)));
+        if chunk_size == USUAL_CHUNK {
+            Arc::clone(&USUAL)
+        } else {
+            Arc::new(Self::new(chunk_size, most))
+        }
+    }
+
+    pub(super) fn new(chunk_size: usize, most: usize) -> Self {
+        Self {
+            chunk_size,
+            most,
+            free: Mutex::new(VecDeque::new()),
+        }
+    }
+
+    pub(super) fn chunk_size(&self) -> usize {
+        self.chunk_size
+    }
+
+    pub(super) fn take(self: &Arc<Self>) -> Open {
+        let unused = self.choose(sys::current_core());
+        unused
+            .and_then(Open::new)
+            .unwrap_or_else(|| Open::create(self.chunk_size, Arc::downgrade(self)))
+    }
+
+    fn choose(&self, core: Option<usize>) -> Option<Unused> {
+        let mut free = lock(&self.free);
+        let is_hot = free.back().is_some_and(|(_, last)| *last == core);
+        let chosen = if is_hot {
+            free.pop_back()
+        } else if free.len() >= self.most.min(COLD_SET) {
+            free.pop_front()
+        } else {
+            None
+        };
+        chosen.map(|(storage, _)| storage)
+    }
+
+    /// Takes storage back that nobody uses.
+    pub(super) fn put(&self, storage: Unused) {
+        let core = sys::current_core();
+        let mut free = lock(&self.free);
+        if free.len() < self.most {
+            free.push_back((storage, core));
+        }
+    }
+}
