@@ -123,7 +123,7 @@ impl Host {
     ) -> Poll<io::Result<T>> {
         let budget = ready!(coop::poll_proceed(cx));
         loop {
-            if let Some(found) = self.look_for_a_while(|| look(&self.shared)) {
+            if let Some(found) = self.look_for_a_while(side, || look(&self.shared)) {
                 budget.made_progress();
                 return Poll::Ready(Ok(found));
             }
@@ -148,7 +148,7 @@ impl Host {
     async fn until<T>(&self, sides: &[Side], mut look: impl FnMut() -> Option<T>) -> io::Result<T> {
         loop {
             let budget = poll_fn(coop::poll_proceed).await;
-            if let Some(found) = self.look_for_a_while(&mut look) {
+            if let Some(found) = self.look_for_a_while(sides[0], &mut look) {
                 budget.made_progress();
                 return Ok(found);
             }
@@ -181,19 +181,21 @@ impl Host {
         }
     }
 
-    /// Once, unless [`Options::busy_poll`](crate::Options::busy_poll) asks for more. Even then once, if the last look found
-    /// nothing: an idle guest is not worth spinning for.
-    fn look_for_a_while<T>(&self, mut look: impl FnMut() -> Option<T>) -> Option<T> {
+    /// Once, or more often if the guest is active.
+    fn look_for_a_while<T>(&self, side: Side, mut look: impl FnMut() -> Option<T>) -> Option<T> {
         let mut found = look();
-        // Relaxed: it only says whether to spin.
-        let guest_was_active = self
-            .guest_is_active
-            .swap(found.is_some(), Ordering::Relaxed);
+        // Relaxed: it only says whether to look again. Stored only if it changes, so the cache line stays shared.
+        let guest_was_active = self.guest_is_active.load(Ordering::Relaxed);
         if found.is_none() && guest_was_active {
-            let mut busy_poll = self.shared.busy_poll();
-            while found.is_none() && busy_poll.again() {
+            let mut again = match side {
+                Side::Reading => self.shared.host_looks_again(),
+                Side::Writing | Side::Draining => self.shared.look_again(),
+            };
+            while found.is_none() && again.again() {
                 found = look();
             }
+        }
+        if found.is_some() != guest_was_active {
             self.guest_is_active
                 .store(found.is_some(), Ordering::Relaxed);
         }

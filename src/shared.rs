@@ -142,11 +142,34 @@ impl ConsoleSharedState {
         self.rx_ring.capacity()
     }
 
-    /// For a side that has found nothing: how long it looks again before it arms a signal.
-    pub(crate) fn busy_poll(&self) -> BusyPoll {
-        BusyPoll {
+    /// For a side that has found no room, or nothing to read.
+    pub(crate) fn look_again(&self) -> LookAgain {
+        LookAgain {
+            looks: 0,
             limit: self.busy_poll,
             began: None,
+        }
+    }
+
+    /// For the host, which has found nothing to read.
+    pub(crate) fn host_looks_again(&self) -> LookAgain {
+        self.reader_looks_again(&self.tx_ring)
+    }
+
+    /// For the guest, which has found nothing to read.
+    #[cfg(unix)]
+    pub(crate) fn guest_looks_again(&self) -> LookAgain {
+        self.reader_looks_again(&self.rx_ring)
+    }
+
+    fn reader_looks_again(&self, ring: &Ring) -> LookAgain {
+        LookAgain {
+            looks: if ring.is_worth_another_look() {
+                LOOKS
+            } else {
+                0
+            },
+            ..self.look_again()
         }
     }
 
@@ -332,8 +355,9 @@ impl ConsoleSharedState {
         written: Result<usize, Refused>,
         admit: Admit,
     ) -> Option<io::Result<usize>> {
-        // Even if nothing was written: see `Ring::write`.
-        self.rx_data.notify_after_fence();
+        if written.is_ok() {
+            self.rx_data.notify_after_fence();
+        }
         if matches!(admit, Admit::Claimed(_)) {
             self.offer_unclaimed_room();
         }
@@ -369,13 +393,11 @@ impl ConsoleSharedState {
     }
 
     fn host_claimed(&self, claimed: Result<(), Refused>) -> Option<io::Result<()>> {
-        self.used_writer_without_writing();
         Self::host_outcome(claimed)
     }
 
     pub(crate) fn host_gives_up_claim(&self) {
         if self.rx_ring.give_up_claim() {
-            self.used_writer_without_writing();
             self.offer_unclaimed_room();
         }
     }
@@ -383,21 +405,13 @@ impl ConsoleSharedState {
     /// Gives claimed room back.
     pub(crate) fn host_unclaim(&self, length: usize) {
         self.rx_ring.unclaim(length);
-        self.used_writer_without_writing();
         self.offer_unclaimed_room();
     }
 
     /// Sets aside all room for one long write, once no claim is left, or ends that.
     pub(crate) fn host_set_exclusive(&self, exclusive: bool) {
         self.rx_ring.set_exclusive(exclusive);
-        self.used_writer_without_writing();
         self.offer_unclaimed_room();
-    }
-
-    /// Wakes a guest that looked in vain because the writer's lock was held: see `Ring::write`.
-    fn used_writer_without_writing(&self) {
-        self.rx_data
-            .notify_if_after_fence(|| self.rx_ring.has_unread());
     }
 
     /// After a fence, to the host's own tasks: others may use the room now.
@@ -531,8 +545,9 @@ impl ConsoleSharedState {
         let quiesced = self.quiesced.load(Ordering::Relaxed);
         let admit = if quiesced { Admit::Quiesced } else { admit };
         let written = self.tx_ring.write(&[IoSlice::new(source)], admit);
-        // Even if nothing was written: see `Ring::write`.
-        self.tx_data.notify_after_fence();
+        if written.is_ok() {
+            self.tx_data.notify_after_fence();
+        }
         match written {
             Ok(written) => {
                 self.tx_ring.want(0);
@@ -687,23 +702,34 @@ impl fmt::Debug for ConsoleSharedState {
     }
 }
 
-/// How long a side that finds nothing looks again, see [`Options::busy_poll`](crate::Options::busy_poll).
-pub(crate) struct BusyPoll {
+/// How often a side that finds nothing looks again before it sleeps.
+pub(crate) struct LookAgain {
+    /// So many times at least.
+    looks: u32,
+    /// And for so long, see [`Options::busy_poll`](crate::Options::busy_poll).
     limit: Duration,
     began: Option<Instant>,
 }
+
+/// The looks of a reader that was well fed. They take about a microsecond; a sleep and a wake take more, on both sides.
+const LOOKS: u32 = 16;
 
 thread_local! {
     /// When this thread last spun in vain.
     static SPUN_IN_VAIN: Cell<Option<Instant>> = const { Cell::new(None) };
 }
 
-impl BusyPoll {
+impl LookAgain {
     /// Spins for a moment: `false` once it is time to sleep.
     ///
-    /// A thread that has just spun in vain does not spin again: a task that polls many quiet streams in one turn holds its
-    /// thread up once, and not once for each.
+    /// A thread that has just spun in vain for the time limit does not do so again: a task that polls many quiet streams in one
+    /// turn holds its thread up once, and not once for each.
     pub(crate) fn again(&mut self) -> bool {
+        if let Some(left) = self.looks.checked_sub(1) {
+            self.looks = left;
+            hint::spin_loop();
+            return true;
+        }
         if self.limit.is_zero() {
             return false;
         }
@@ -736,8 +762,8 @@ mod tests {
         let mut options = Options::new();
         options.busy_poll = busy_poll;
         let shared = ConsoleSharedState::new(&options).unwrap();
-        let mut busy_poll = shared.busy_poll();
-        [busy_poll.again(), busy_poll.again()]
+        let mut look = shared.look_again();
+        [look.again(), look.again()]
     }
 
     #[test]

@@ -71,13 +71,15 @@ struct Put {
     exclusive: AtomicBool,
 }
 
-/// Changed by the reader, under its lock except for `released`.
+/// Changed by the reader, under its lock except for `held`.
 #[derive(Default)]
 struct Taken {
     /// Bytes read since the start: the position of the next byte to read.
     read: AtomicU64,
-    /// Bytes that no longer count against the bound: those read, except those still held as [`Bytes`].
-    released: AtomicU64,
+    /// Bytes that were read but still count against the bound, as somebody has a handle to them.
+    held: AtomicU64,
+    /// The position at which the reader last went to sleep.
+    slept_at: AtomicU64,
 }
 
 /// What seldom changes.
@@ -90,6 +92,8 @@ struct Ends {
     abandoned: AtomicBool,
     /// The position at which the reader went.
     abandoned_at: AtomicU64,
+    /// Where the writer began its last chunk; see [`sys::current_core`].
+    writers_core: AtomicU64,
     /// The room that the last write needed, if it was refused.
     wanted: AtomicU64,
     /// Writes that found no room.
@@ -118,6 +122,7 @@ impl Ring {
                 cut_off: AtomicBool::new(false),
                 abandoned: AtomicBool::new(false),
                 abandoned_at: AtomicU64::new(u64::MAX),
+                writers_core: AtomicU64::new(0),
                 wanted: AtomicU64::new(0),
                 refused: AtomicU64::new(0),
                 swept: AtomicU64::new(0),
@@ -158,13 +163,21 @@ impl Ring {
 
     /// Bytes that count against the bound.
     pub(crate) fn queued(&self) -> u64 {
-        // First, and pairs with `release`: whoever sees that bytes were released also sees that they were written,
-        // so the difference is never negative.
-        let released = self.taken.released.load(Ordering::Acquire);
+        // First: whoever sees that bytes were read also sees that they were written, so the difference is never
+        // negative.
+        let released = self.released();
         self.put
             .written
             .load(Ordering::Relaxed)
             .wrapping_sub(released)
+    }
+
+    /// The bytes that no longer count against the bound, since the start.
+    pub(crate) fn released(&self) -> u64 {
+        // First, and pairs with the store in `advance_read`: whoever sees that bytes were read also sees that they are
+        // held, and that they were written.
+        let read = self.taken.read.load(Ordering::Acquire);
+        read.wrapping_sub(self.taken.held.load(Ordering::Relaxed))
     }
 
     pub(crate) fn capacity(&self) -> usize {

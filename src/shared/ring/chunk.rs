@@ -15,6 +15,7 @@ use std::slice;
 use std::sync::Weak;
 
 use bytes::{Buf, Bytes};
+use crossbeam_utils::CachePadded;
 
 use super::pool::Pool;
 use crate::sync::{Accesses, Arc, AtomicUsize, Ordering};
@@ -28,7 +29,7 @@ pub(super) struct Storage {
     memory: Vec<u8>,
     start: *mut u8,
     /// How many bytes from the start are written, plus [`SEALED`]. Only the [`Open`] handle changes it.
-    state: AtomicUsize,
+    state: CachePadded<AtomicUsize>,
     accesses: Accesses,
     pool: Weak<Pool>,
 }
@@ -45,29 +46,19 @@ impl Storage {
         Self {
             start: memory.as_mut_ptr(),
             memory,
-            state: AtomicUsize::new(0),
+            state: CachePadded::new(AtomicUsize::new(0)),
             accesses: Accesses::new(size),
             pool,
         }
     }
 
     /// How many bytes are written, and whether there will be no more.
-    fn state(&self) -> (usize, bool) {
+    fn look(&self) -> (usize, bool) {
         // Pairs with the store in `append`: makes those bytes visible.
         let state = self.state.load(Ordering::Acquire);
         let written = state & !SEALED;
-        (
-            written,
-            state & SEALED != 0 || written == self.memory.capacity(),
-        )
-    }
-
-    fn written(&self) -> &[u8] {
-        let (written, _) = self.state();
-        self.accesses.read(0..written);
-        // SAFETY: the first `written` bytes are initialized, and nobody writes to them while there is a shared handle:
-        // see `append`, and `Open::new` for how they are forgotten.
-        unsafe { slice::from_raw_parts(self.start, written) }
+        let is_sealed = state != written || written == self.memory.capacity();
+        (written, is_sealed)
     }
 }
 
@@ -101,7 +92,7 @@ impl Open {
     pub(super) fn new(mut storage: Unused) -> Option<Self> {
         // As nobody else has a handle, there is no other `Open`.
         let unused = Arc::get_mut(&mut storage)?;
-        unused.state = AtomicUsize::new(0);
+        *unused.state = AtomicUsize::new(0);
         Some(Self(Handle(Some(storage))))
     }
 
@@ -128,8 +119,10 @@ impl Open {
     }
 
     pub(super) fn is_full(&self) -> bool {
-        let state = self.0.0.as_ref().map(|storage| storage.state());
-        state.is_none_or(|(_, is_sealed)| is_sealed)
+        // Relaxed: only this handle changes it.
+        let written = |storage: &Arc<Storage>| storage.state.load(Ordering::Relaxed);
+        let is_full = |storage| written(storage) == storage.memory.capacity();
+        self.0.0.as_ref().is_none_or(is_full)
     }
 
     /// Says that nothing more will be appended.
@@ -140,12 +133,13 @@ impl Open {
         }
     }
 
-    /// A handle that reads, from the start.
+    /// What reads the storage, from the start.
     pub(super) fn chunk(&self) -> Chunk {
         Chunk::Own(Part {
             handle: Handle(self.0.0.clone()),
             from: 0,
-            to: usize::MAX,
+            seen: 0,
+            is_last: false,
         })
     }
 }
@@ -158,39 +152,58 @@ pub(crate) enum Chunk {
     Given(Bytes),
 }
 
-/// A part of storage, or of what will be written to it.
+/// The unread part of storage, as far as it was seen. Reading it does not touch what the writer changes.
 pub(crate) struct Part {
     handle: Handle,
     from: usize,
-    to: usize,
+    /// How many bytes of the storage were written at the last look.
+    seen: usize,
+    /// There will be no more than was seen.
+    is_last: bool,
+}
+
+impl Part {
+    fn rest(&self) -> &[u8] {
+        let Some(storage) = &self.handle.0 else {
+            return &[];
+        };
+        storage.accesses.read(self.from..self.seen);
+        // SAFETY: at the last look, the first `seen` bytes were written, so they are initialized. Nobody writes to them while
+        // there is this handle: `append` writes behind them, and only `Open::new`, which has the only handle, makes them
+        // fewer.
+        let seen = unsafe { slice::from_raw_parts(storage.start, self.seen) };
+        seen.get(self.from..).unwrap_or_default()
+    }
 }
 
 impl Chunk {
-    /// What can be read now.
+    /// What can be read: as much as the last look has found.
     pub(crate) fn rest(&self) -> &[u8] {
         match self {
-            Self::Own(part) => {
-                let written = part
-                    .handle
-                    .0
-                    .as_ref()
-                    .map_or(&[][..], |storage| storage.written());
-                let to = part.to.min(written.len());
-                written.get(part.from..to).unwrap_or_default()
-            }
+            Self::Own(part) => part.rest(),
             Self::Given(bytes) => bytes,
         }
     }
 
-    /// Whether everything was read and nothing comes after it.
-    pub(super) fn is_read_out(&self) -> bool {
-        match self {
-            Self::Own(part) => part.handle.0.as_ref().is_none_or(|storage| {
-                let (written, is_sealed) = storage.state();
-                is_sealed && part.from >= written
-            }),
-            Self::Given(bytes) => bytes.is_empty(),
+    /// Looks how much more was written.
+    pub(super) fn look(&mut self) {
+        if let Self::Own(part) = self
+            && let Some(storage) = &part.handle.0
+        {
+            (part.seen, part.is_last) = storage.look();
         }
+    }
+
+    /// Whether nothing comes after what the last look has found.
+    pub(super) fn is_last(&self) -> bool {
+        match self {
+            Self::Own(part) => part.is_last,
+            Self::Given(_) => true,
+        }
+    }
+
+    pub(super) fn is_read_out(&self) -> bool {
+        self.is_last() && self.rest().is_empty()
     }
 
     /// `count` is at most the length of `rest`.
@@ -201,15 +214,16 @@ impl Chunk {
         }
     }
 
-    /// A handle to the first `count` bytes of `rest`, which stay unread. `count` is at most its length.
-    pub(super) fn share(&self, count: usize) -> Self {
+    /// A handle to `rest`, which stays unread.
+    pub(super) fn share(&self) -> Self {
         match self {
             Self::Own(part) => Self::Own(Part {
                 handle: Handle(part.handle.0.clone()),
                 from: part.from,
-                to: part.from.saturating_add(count),
+                seen: part.seen,
+                is_last: true,
             }),
-            Self::Given(bytes) => Self::Given(bytes.slice(..count.min(bytes.len()))),
+            Self::Given(bytes) => Self::Given(bytes.clone()),
         }
     }
 }

@@ -81,42 +81,71 @@ fn full_ring_takes_more_only_after_read() {
     });
 }
 
-/// Ring and signal together, as a task of the host uses them: it looks in vain while the writer is at the open chunk,
-/// and sleeps. The third write is larger than the room and takes nothing.
+/// Ring and signal together, as a task of the host uses them. The reader sleeps whenever it finds nothing, and lets go of
+/// the storage before; the writer goes on in the same chunk or begins another. The third write is larger than the room and
+/// takes nothing.
 #[test]
-fn reader_that_meets_writer_at_open_chunk_is_woken() {
+fn reader_that_lets_go_of_storage_is_woken() {
     bounded(3).check(|| {
         let shared = Arc::new((Ring::new(4, 2), Signal::new(Counted)));
         let writer = spawn(&shared, |(ring, data)| {
             for bytes in [&[1][..], &[2, 3], &[0; 4]] {
-                let _ = write(ring, bytes);
-                data.notify_after_fence();
+                if write(ring, bytes).is_ok() {
+                    data.notify_after_fence();
+                }
             }
         });
         let (ring, data) = &*shared;
         let mut bytes = Vec::new();
         while bytes.len() < 3 {
-            data.until(|| read(ring, 1, |part| bytes.extend_from_slice(part)));
+            data.until(|| {
+                let read = read(ring, 1, |part| bytes.extend_from_slice(part));
+                if read.is_none() {
+                    ring.let_go_of_storage();
+                }
+                read
+            });
         }
         assert_eq!(bytes, [1, 2, 3]);
         writer.join().unwrap();
     });
 }
 
-/// A refused write holds the open chunk from the reader as well.
+/// Another thread that has the writer's lock does not keep the reader from what was written.
 #[test]
-fn reader_that_meets_refused_write_is_woken() {
+fn reader_does_not_wait_for_writers_lock() {
     loom::model(|| {
-        let shared = Arc::new((Ring::new(2, 2), Signal::new(Counted)));
-        write(&shared.0, &[1]).unwrap();
-        let writer = spawn(&shared, |(ring, data)| {
-            let refused = write(ring, &[2, 3]);
-            data.notify_after_fence();
-            refused
-        });
-        let (ring, data) = &*shared;
-        assert!(data.until(|| read(ring, 2, |_| {})) > 0);
+        let ring = Arc::new(Ring::new(2, 2));
+        write(&ring, &[1]).unwrap();
+        let writer = spawn(&ring, |ring| write(ring, &[2, 3]));
+        assert_eq!(read(&ring, 1, |part| assert_eq!(part, [1])), Some(1));
         let _ = writer.join().unwrap();
+    });
+}
+
+/// The reader lets go of a chunk that it has read while the writer seals it and begins another.
+#[test]
+fn chunk_begun_meanwhile_is_not_let_go() {
+    bounded(3).check(|| {
+        let ring = Arc::new(Ring::new(8, 4));
+        let writer = spawn(&ring, |ring| {
+            write(ring, &[1]).unwrap();
+            let mut given = bytes::Bytes::from_static(&[2, 3]);
+            ring.write_bytes(&mut given, Admit::Part).0.unwrap();
+            write(ring, &[4]).unwrap();
+            ring.close();
+        });
+        let mut bytes = Vec::new();
+        while bytes.len() < 4 {
+            let more = read(&ring, 8, |part| bytes.extend_from_slice(part));
+            assert_ne!(more, Some(0), "the end came early");
+            ring.let_go_of_storage();
+            if more.is_none() {
+                thread::yield_now();
+            }
+        }
+        assert_eq!(bytes, [1, 2, 3, 4]);
+        writer.join().unwrap();
     });
 }
 
@@ -194,7 +223,9 @@ fn releasing_held_chunk_wakes_writer() {
             write_when_there_is_room(ring, room, &[3, 4])
         });
         let holder = spawn(&shared, move |(ring, room)| {
-            ring.release(held.rest().len());
+            let count = held.rest().len();
+            drop(held);
+            ring.release(count);
             room.notify_if(|| ring.is_worth_waking_writer());
         });
         let (ring, room) = &*shared;
@@ -427,26 +458,31 @@ fn half_filled_chunks_always_find_slots() {
     });
 }
 
-/// Two rings take storage, fill it and put it back; each also puts back a vector without any. None is in use twice or
-/// shows old bytes, and the pool keeps no more than it may.
+/// Two rings take storage, fill it and drop it. None is in use twice or shows old bytes, and the pool keeps no more than it
+/// may.
 #[test]
 fn pooled_storage_is_used_once_empty_and_bounded() {
     bounded(3).check(|| {
         // The storage in use. loom does not see it, so it orders nothing.
         let used = Unseen::new(HashSet::new());
-        let shared = std::sync::Arc::new((Pool::new(4, 1), used));
+        let shared = std::sync::Arc::new((std::sync::Arc::new(Pool::new(4, 1)), used));
         let users = [(); 2].map(|()| {
             spawn(&shared, |(pool, used)| {
                 for _ in 0..2 {
-                    let mut bytes = pool.take();
-                    assert!(bytes.is_empty() && bytes.capacity() >= 4);
-                    let place = bytes.as_ptr() as usize;
+                    let mut open = pool.take();
+                    let mut chunk = open.chunk();
+                    chunk.look();
+                    assert_eq!(chunk.rest(), []);
+                    assert_eq!(open.append(&[7]), []);
+                    chunk.look();
+                    assert_eq!(chunk.rest(), [7]);
+                    let place = chunk.rest().as_ptr() as usize;
                     assert!(used.lock().unwrap().insert(place), "used twice");
-                    bytes.push(7);
+                    drop(open);
+                    assert_eq!(chunk.rest(), [7]);
                     assert!(used.lock().unwrap().remove(&place));
-                    pool.put(bytes);
-                    pool.put(Vec::new());
-                    assert!(lock(&pool.free).len() <= 1);
+                    drop(chunk);
+                    assert!(pool.unused() <= 1);
                 }
             })
         });

@@ -29,7 +29,7 @@ pub(super) struct Pool {
     /// The most chunks it keeps.
     most: usize,
     /// In the order in which they came back, each with the core on which it was dropped.
-    free: Mutex<VecDeque<(Unused, Option<usize>)>>,
+    free: Mutex<VecDeque<(Unused, u64)>>,
 }
 
 impl Pool {
@@ -63,7 +63,7 @@ impl Pool {
             .unwrap_or_else(|| Open::create(self.chunk_size, Arc::downgrade(self)))
     }
 
-    fn choose(&self, core: Option<usize>) -> Option<Unused> {
+    fn choose(&self, core: u64) -> Option<Unused> {
         let mut free = lock(&self.free);
         let is_hot = free.back().is_some_and(|(_, last)| *last == core);
         let chosen = if is_hot {
@@ -83,5 +83,10 @@ impl Pool {
         if free.len() < self.most {
             free.push_back((storage, core));
         }
+    }
+
+    #[cfg(all(test, tokio_krun_loom))]
+    pub(super) fn unused(&self) -> usize {
+        lock(&self.free).len()
     }
 }

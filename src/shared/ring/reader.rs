@@ -7,6 +7,10 @@ use bytes::Bytes;
 use super::{Chunk, Ring};
 use crate::foreign;
 use crate::sync::{Ordering, fence, lock, try_lock};
+use crate::sys;
+
+/// So many bytes since the reader last slept mean that the writer is busy.
+const WELL_FED: u64 = 64 * 1024;
 
 #[derive(Default)]
 pub(super) struct Reader {
@@ -44,16 +48,18 @@ impl Ring {
         let Some(chunk) = self.current(&mut reader) else {
             return closed.then(|| ReadChunk::Copied(Bytes::new()));
         };
+        chunk.look();
         let length = chunk.rest().len();
         let read = if self.is_small(length) {
             ReadChunk::Copied(Bytes::copy_from_slice(chunk.rest()))
         } else {
-            ReadChunk::Held(chunk.share(length))
+            ReadChunk::Held(chunk.share())
         };
-        if matches!(read, ReadChunk::Copied(_)) {
-            self.release(length);
+        if matches!(read, ReadChunk::Held(_)) {
+            // First: whoever sees that they were read also sees that they are held.
+            self.taken.held.fetch_add(length as u64, Ordering::Relaxed);
         }
-        self.pass(&mut reader, length, &mut given);
+        Self::pass(&mut reader, length, &mut given);
         self.advance_read(length);
         drop(reader);
         drop(given);
@@ -64,8 +70,12 @@ impl Ring {
     /// the end.
     pub(crate) fn peek(&self) -> Option<Chunk> {
         let closed = self.was_closed();
-        match self.current(&mut lock(&self.reader)) {
-            Some(chunk) => Some(chunk.share(chunk.rest().len())),
+        let mut reader = lock(&self.reader);
+        match self.current(&mut reader) {
+            Some(chunk) => {
+                chunk.look();
+                Some(chunk.share())
+            }
             None => closed.then(|| Chunk::Given(Bytes::new())),
         }
     }
@@ -73,7 +83,8 @@ impl Ring {
     /// Counts `count` bytes of the current chunk as read, or all of it if it is shorter.
     pub(crate) fn consume(&self, count: usize) {
         let mut reader = lock(&self.reader);
-        let length = reader.current.as_ref().map_or(0, |c| c.rest().len());
+        let current = reader.current.as_ref();
+        let length = current.map_or(0, |chunk| chunk.rest().len());
         let mut given = Given::default();
         self.take(&mut reader, count.min(length), &mut |_| {}, &mut given);
         drop(reader);
@@ -114,30 +125,32 @@ impl Ring {
             let count = part.len();
             sink(part);
             left = left.saturating_sub(count);
-            self.pass(reader, count, given);
+            Self::pass(reader, count, given);
         }
         let count = limit.saturating_sub(left);
-        if count > 0 {
-            // First: whoever sees that all was read finds the room that this made.
-            self.release(count);
-            self.advance_read(count);
-        }
+        self.advance_read(count);
         count
     }
 
-    /// The chunk to read from now, if it has bytes.
+    /// The chunk to read from now: `None` if nothing was written yet. The writer's cache lines are looked at only once
+    /// everything was read that was seen before.
     fn current<'a>(&self, reader: &'a mut Reader) -> Option<&'a mut Chunk> {
-        if reader.current.as_ref().is_none_or(Chunk::is_read_out) {
+        let is_read_out = reader.current.as_mut().is_none_or(|chunk| {
+            if chunk.rest().is_empty() {
+                chunk.look();
+            }
+            chunk.is_read_out()
+        });
+        if is_read_out {
             reader.current = Some(self.queue.pop()?);
+            reader.current.as_mut()?.look();
         }
-        reader
-            .current
-            .as_mut()
-            .filter(|chunk| !chunk.rest().is_empty())
+        let current = reader.current.as_mut();
+        current.filter(|chunk| !chunk.rest().is_empty())
     }
 
-    /// Moves on by `count` bytes of the current chunk, and lets go of it once it is read out.
-    fn pass(&self, reader: &mut Reader, count: usize, given: &mut Given) {
+    /// Moves on by `count` bytes of the current chunk, and lets go of it if it is read out.
+    fn pass(reader: &mut Reader, count: usize, given: &mut Given) {
         if let Some(chunk) = &mut reader.current {
             chunk.advance(count);
             if chunk.is_read_out()
@@ -151,31 +164,44 @@ impl Ring {
     /// For a reader that will sleep: returns the open chunk's storage, if everything was read.
     pub(crate) fn let_go_of_storage(&self) {
         let mut reader = lock(&self.reader);
+        let read = self.taken.read.load(Ordering::Relaxed);
+        self.taken.slept_at.store(read, Ordering::Relaxed);
         // If the writer is at work, the reader will not sleep.
         if let Some(mut writer) = try_lock(&self.writer)
-            && let Some(chunk) = &reader.current
-            && chunk.rest().is_empty()
-            && !chunk.is_read_out()
+            && let Some(chunk) = &mut reader.current
         {
-            // All was read, but the writer has not sealed it: so this is what it has open.
-            (reader.current, writer.open) = (None, None);
+            chunk.look();
+            if chunk.rest().is_empty() {
+                if !chunk.is_last() {
+                    // Not sealed, so this is what the writer has open.
+                    writer.open = None;
+                }
+                reader.current = None;
+            }
         }
     }
 
-    /// Only the reader moves it, under its lock. Pairs with the load in `has_read_to`.
+    /// Counts `count` bytes as read. For the holder of the lock.
     fn advance_read(&self, count: usize) {
         let read = self.taken.read.load(Ordering::Relaxed);
+        // Pairs with the loads in `released`, `unread` and `has_read_to`.
         self.taken
             .read
             .store(read.wrapping_add(count as u64), Ordering::Release);
     }
 
-    /// Makes room for `count` bytes that were read.
+    /// Makes room for `count` bytes that were [held](ReadChunk::Held).
     pub(crate) fn release(&self, count: usize) {
-        // Pairs with the load in `queued`, and with the one in `see_released` by the fence after it.
-        self.taken
-            .released
-            .fetch_add(count as u64, Ordering::Release);
+        self.taken.held.fetch_sub(count as u64, Ordering::Release);
+    }
+
+    /// Whether it pays to look once more before the reader sleeps: it was fed well since it last slept, and the writer may
+    /// be at work, as it runs on another core.
+    pub(crate) fn is_worth_another_look(&self) -> bool {
+        let read = self.taken.read.load(Ordering::Relaxed);
+        let slept_at = self.taken.slept_at.load(Ordering::Relaxed);
+        read.wrapping_sub(slept_at) >= WELL_FED
+            && self.ends.writers_core.load(Ordering::Relaxed) != sys::current_core()
     }
 
     /// Whether the room that reading has made is enough to wake a waiting writer: half the ring, so that under load

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use super::chunk::Open;
 use super::{Chunk, Ring};
 use crate::sync::{Ordering, fence, lock};
+use crate::sys;
 
 /// How much of a write is taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,15 +42,15 @@ pub(crate) enum Refused {
 pub(super) struct Writer {
     /// The chunk that is being filled: neither empty nor full.
     pub(super) open: Option<Open>,
-    /// The last value seen of [`Taken::released`](super::Taken), which only grows.
+    /// The last value seen of [`Ring::released`], which only grows.
     released: u64,
 }
 
 impl Ring {
     /// Copies bytes in and returns how many. Returns zero only if `sources` are empty.
     ///
-    /// **Whatever it returns**, the caller notifies the reader, which may have looked in vain because the writer's
-    /// lock was held. The call ends with a sequentially consistent fence, so the caller needs none.
+    /// If anything was written, the caller notifies the reader. The call ends with a sequentially consistent fence, so the
+    /// caller needs none.
     pub(crate) fn write(&self, sources: &[IoSlice<'_>], admit: Admit) -> Result<usize, Refused> {
         let length = sources
             .iter()
@@ -123,8 +124,8 @@ impl Ring {
     fn with_writer<T>(&self, work: impl FnOnce(&mut Writer) -> T) -> T {
         let result = work(&mut lock(&self.writer));
         // Pairs with the fence in `abandon`: either its sweep finds these bytes, or the load below finds that the
-        // reader has gone. And pairs with the fence in `Signal::arm`: either the look after it finds the lock free,
-        // or the caller finds the signal armed. So it comes after the unlocking.
+        // reader has gone. And pairs with the fence in `Signal::arm`: either the look after it finds these bytes, or
+        // the caller finds the signal armed.
         fence(Ordering::SeqCst);
         if self.ends.abandoned.load(Ordering::Relaxed) {
             drop(self.sweep());
@@ -166,9 +167,7 @@ impl Ring {
     }
 
     fn see_released(&self, writer: &mut Writer) {
-        // Relaxed: the fence that a write ends with pairs with `release`. Whoever finds the room that a read has
-        // made also sees what came before the read.
-        writer.released = self.taken.released.load(Ordering::Relaxed);
+        writer.released = self.released();
     }
 
     /// Appends the first `length` bytes of `sources`, for which there is room.
@@ -185,6 +184,7 @@ impl Ring {
                         writer.open = Some(open);
                     }
                     None => {
+                        self.say_where_writer_runs();
                         let mut open = self.pool.take();
                         source = open.append(source);
                         self.enqueue(open.chunk());
@@ -213,6 +213,15 @@ impl Ring {
         }
     }
 
+    /// Relaxed: it only says whether the reader looks again.
+    fn say_where_writer_runs(&self) {
+        let core = sys::current_core();
+        // Seldom another, so the cache line stays shared.
+        if self.ends.writers_core.load(Ordering::Relaxed) != core {
+            self.ends.writers_core.store(core, Ordering::Relaxed);
+        }
+    }
+
     fn seal_open(&self, writer: &mut Writer) {
         if let Some(open) = writer.open.take() {
             open.seal();
@@ -232,11 +241,6 @@ impl Ring {
         // Only the reader takes chunks out, so there are at least so many.
         let free = self.queue.capacity().saturating_sub(self.queue.len());
         free >= self.chunks.saturating_add(3)
-    }
-
-    /// How many bytes have made room so far. While it does not change, the reader does not read.
-    pub(crate) fn released(&self) -> u64 {
-        self.taken.released.load(Ordering::Relaxed)
     }
 
     fn check_ends(&self) -> Result<(), Refused> {

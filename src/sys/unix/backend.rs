@@ -280,8 +280,8 @@ impl AgentConsoleBackend {
         self.gave_data.store(false, Ordering::Relaxed);
         self.took_signals.store(false, Ordering::Relaxed);
         if host_was_active {
-            let mut busy_poll = self.shared.busy_poll();
-            while !self.shared.guest_may_read() && busy_poll.again() {}
+            let mut look = self.shared.guest_looks_again();
+            while !self.shared.guest_may_read() && look.again() {}
         }
         self.shared.rx_data.wake().as_raw_fd()
     }
@@ -310,9 +310,9 @@ impl AgentConsoleBackend {
     /// # Ok(()) }
     /// ```
     pub fn wait_until_writable(&self) {
-        let mut busy_poll = self.shared.busy_poll();
+        let mut look = self.shared.look_again();
         while !self.shared.guest_may_write() {
-            if !busy_poll.again() {
+            if !look.again() {
                 return self.sleep_until_writable();
             }
         }
