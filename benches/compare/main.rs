@@ -6,6 +6,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod chart;
 mod machine;
 mod others;
 mod plan;
@@ -32,4 +33,7 @@ fn main() {
     others::streams(&plan);
     others::capacities(&plan);
     summary::print(&rows);
+    if let Some(path) = &plan.svg {
+        chart::draw(path, &rows, &machine).expect("cannot draw the chart");
+    }
 }
