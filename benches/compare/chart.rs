@@ -33,7 +33,7 @@ const HEAD: u32 = 124;
 /// Of a row, with five bars.
 const ROW: u32 = 58;
 /// Left of the panels: the names of the rows.
-const NAMES: u32 = 118;
+const NAMES: u32 = 128;
 /// Below the panels: the axis.
 const FOOT: u32 = 34;
 
@@ -71,7 +71,7 @@ pub(crate) fn draw(path: &Path, rows: &[Row], machine: &Machine) -> Result<(), B
             style(13.0, &NOTE, HPos::Left),
         )?;
         write(
-            "In-process guest, tokio's current_thread runtime, 4 MiB each way. Figures: tokio-krun.",
+            "In-process guest, current_thread runtime, 4 MiB each way. g→h: from the guest to the host. Figures: tokio-krun.",
             20,
             67,
             style(13.0, &NOTE, HPos::Left),

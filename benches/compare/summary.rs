@@ -17,7 +17,7 @@ pub(crate) fn print(rows: &[Row]) {
     let (to_unix, to_piper) = (to(UNIX_STREAM), to(PIPER));
     let copies = |row: &Row| Some(row.ratio_to_copies()?.median);
 
-    at_least("best of the others", 1.0, rows, best);
+    at_least("the best of the others", 1.0, rows, best);
     let all = rows.len();
     let frugal = rows.iter().filter(|row| cheapest(row) <= Some(1.0)).count();
     println!("- CPU time at most 1.0 of the best of the others: {frugal} of {all}");
