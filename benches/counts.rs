@@ -268,9 +268,9 @@ fn main() {
     for (what, counter) in counters {
         println!("\n# {what}, in-process guest");
         for cores in if is_quick {
-            &Cores::ALL[..1]
+            &Cores::PINNED[..1]
         } else {
-            &Cores::ALL
+            &Cores::PINNED
         } {
             for (index, job) in Job::all().enumerate() {
                 let name = format!("{cores} {}", job.name());

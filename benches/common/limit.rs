@@ -8,41 +8,42 @@ use rtrb::{Consumer, CopyToUninit, Producer, RingBuffer};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use tokio::io::unix::AsyncFd;
 
-use super::meter::{Rate, Span, Trips};
+use super::meter::{Clock, Flow, Span, Trips};
 use super::place::{Cores, Flavor};
 
-/// Bytes per second through a bare ring of `capacity` bytes.
+/// Copies bytes into a bare ring of `capacity` bytes and out again.
 ///
-/// Bytes go in in pieces of `write` and out in pieces of `read`. On one core, one thread fills and
-/// empties the ring. On two cores, two threads spin.
+/// Bytes go in in pieces of `write` and out in pieces of at most `read`, at the place and of the sizes
+/// that a transport's bytes have. They go round the ring, so the copies touch all of its memory. On one
+/// core, one thread fills the ring and then empties it. Otherwise, two threads spin.
 pub(crate) fn two_copies(
     write: usize,
     read: usize,
     capacity: usize,
     cores: Cores,
     slice: Duration,
-) -> f64 {
+) -> Flow {
     let (mut producer, mut consumer) = RingBuffer::new(capacity);
     let (source, mut target) = (vec![7; write], vec![0; read]);
     match cores {
         Cores::One => thread::spawn(move || {
-            cores.pin_host();
-            let mut rate = Rate::new(slice);
+            cores.place_host();
+            let mut clock = Clock::new(slice);
             loop {
                 while copy_in(&mut producer, &source) {}
                 let mut bytes = 0;
                 while let copied @ 1.. = copy_out(&mut consumer, &mut target) {
                     bytes += copied;
                 }
-                if let Some(rate) = rate.add(bytes) {
-                    return rate;
+                if let Some(flow) = clock.add(bytes) {
+                    return flow;
                 }
             }
         })
         .join(),
-        Cores::Two => {
+        Cores::Unpinned | Cores::Two => {
             let fill = thread::spawn(move || {
-                cores.pin_vmm();
+                cores.place_vmm();
                 while !producer.is_abandoned() {
                     if !copy_in(&mut producer, &source) {
                         std::hint::spin_loop();
@@ -50,20 +51,20 @@ pub(crate) fn two_copies(
                 }
             });
             let drain = thread::spawn(move || {
-                cores.pin_host();
-                let mut rate = Rate::new(slice);
+                cores.place_host();
+                let mut clock = Clock::new(slice);
                 loop {
                     let copied = copy_out(&mut consumer, &mut target);
                     if copied == 0 {
                         std::hint::spin_loop();
-                    } else if let Some(rate) = rate.add(copied) {
-                        return rate;
+                    } else if let Some(flow) = clock.add(copied) {
+                        return flow;
                     }
                 }
             });
-            let rate = drain.join();
+            let flow = drain.join();
             fill.join().expect("a thread panicked");
-            rate
+            flow
         }
     }
     .expect("a thread panicked")
@@ -113,7 +114,7 @@ pub(crate) fn eventfds(cores: Cores, flavor: Flavor, slice: Duration) -> Vec<Dur
             .expect("cannot register the eventfd");
         let vmm_end = to_vmm.try_clone().expect("cannot duplicate the eventfd");
         let vmm = thread::spawn(move || {
-            cores.pin_vmm();
+            cores.place_vmm();
             let mut token = [0; 8];
             loop {
                 poll(&mut [PollFd::new(&vmm_end, PollFlags::IN)], None).expect("cannot wait");
@@ -154,12 +155,12 @@ pub(crate) fn futexes(cores: Cores, slice: Duration) -> Vec<Duration> {
 
     let turns = Arc::new(AtomicU64::new(0));
     let host = thread::spawn(move || {
-        cores.pin_host();
+        cores.place_host();
         let host = thread::current();
         let vmm = thread::spawn({
             let turns = Arc::clone(&turns);
             move || {
-                cores.pin_vmm();
+                cores.place_vmm();
                 loop {
                     match turns.load(Ordering::Acquire) {
                         u64::MAX => return,

@@ -4,6 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeValLike;
+
 /// How long the work lasts.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Span {
@@ -11,6 +14,71 @@ pub(crate) enum Span {
     Time(Duration),
     /// Until the messages have carried this many bytes.
     Bytes(u64),
+}
+
+/// What a measurement found, for each second of it.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Flow {
+    /// Bytes per second.
+    pub(crate) rate: f64,
+    /// Seconds of CPU time per second, of all threads of this process.
+    pub(crate) cpu: f64,
+    /// Context switches per second, of all threads.
+    pub(crate) switches: f64,
+}
+
+impl Flow {
+    fn since(start: &Start, bytes: f64) -> Self {
+        let seconds = start.time.elapsed().as_secs_f64();
+        let now = Used::now();
+        Self {
+            rate: bytes / seconds,
+            cpu: (now.cpu - start.used.cpu) / seconds,
+            switches: (now.switches - start.used.switches) / seconds,
+        }
+    }
+
+    /// Joins the two directions, which were measured at the same time. Each counted the whole process.
+    pub(crate) fn with_other_way(self, other: Self) -> Self {
+        Self {
+            rate: self.rate + other.rate,
+            cpu: (self.cpu + other.cpu) / 2.0,
+            switches: (self.switches + other.switches) / 2.0,
+        }
+    }
+}
+
+/// The start of a measurement.
+struct Start {
+    time: Instant,
+    used: Used,
+}
+
+impl Start {
+    fn now() -> Self {
+        Self {
+            used: Used::now(),
+            time: Instant::now(),
+        }
+    }
+}
+
+/// What this process has used until now: all of its threads, also those that have ended.
+struct Used {
+    cpu: f64,
+    switches: f64,
+}
+
+impl Used {
+    fn now() -> Self {
+        let usage = getrusage(UsageWho::RUSAGE_SELF).expect("Linux always answers");
+        let cpu = usage.user_time() + usage.system_time();
+        Self {
+            cpu: cpu.num_microseconds() as f64 / 1e6,
+            switches: (usage.voluntary_context_switches() + usage.involuntary_context_switches())
+                as f64,
+        }
+    }
 }
 
 /// How long the unmeasured start of a slice lasts.
@@ -49,12 +117,12 @@ impl Meter {
         Receiving {
             meter: self.clone(),
             received: 0,
-            began: Instant::now(),
+            start: Start::now(),
             clock: match self.0.span {
-                Span::Time(slice) => Some(Rate::new(slice)),
+                Span::Time(slice) => Some(Clock::new(slice)),
                 Span::Bytes(_) => None,
             },
-            rate: None,
+            flow: None,
         }
     }
 }
@@ -82,10 +150,10 @@ impl Sending {
 pub(crate) struct Receiving {
     meter: Meter,
     received: u64,
-    began: Instant,
-    /// `None` once the rate is known.
-    clock: Option<Rate>,
-    rate: Option<f64>,
+    start: Start,
+    /// `None` once the flow is known.
+    clock: Option<Clock>,
+    flow: Option<Flow>,
 }
 
 impl Receiving {
@@ -95,58 +163,57 @@ impl Receiving {
         let Some(clock) = &mut self.clock else {
             return self.received < self.meter.0.sent.load(Ordering::Acquire);
         };
-        self.rate = clock.add(bytes);
-        if self.rate.is_some() {
+        self.flow = clock.add(bytes);
+        if self.flow.is_some() {
             self.clock = None;
             self.meter.0.stop.store(true, Ordering::Relaxed);
         }
         true
     }
 
-    /// Bytes per second.
-    pub(crate) fn rate(self) -> f64 {
-        self.rate
-            .unwrap_or_else(|| self.received as f64 / self.began.elapsed().as_secs_f64())
+    pub(crate) fn flow(self) -> Flow {
+        self.flow
+            .unwrap_or_else(|| Flow::since(&self.start, self.received as f64))
     }
 }
 
-/// Measures the rate of one slice of time, after its warm-up.
-pub(crate) struct Rate {
+/// Measures one slice of time, after its warm-up.
+pub(crate) struct Clock {
     slice: Duration,
-    began: Instant,
+    start: Start,
     bytes: usize,
     since_look: usize,
     warm: bool,
 }
 
-impl Rate {
+impl Clock {
     /// Bytes between two looks at the clock, because a look costs as much as a small read.
     const LOOK_EVERY: usize = 128 * 1024;
 
     pub(crate) fn new(slice: Duration) -> Self {
         Self {
             slice,
-            began: Instant::now(),
+            start: Start::now(),
             bytes: 0,
             since_look: 0,
             warm: false,
         }
     }
 
-    /// Bytes per second, once the slice is over.
-    pub(crate) fn add(&mut self, bytes: usize) -> Option<f64> {
+    /// What the slice measured, once it is over.
+    pub(crate) fn add(&mut self, bytes: usize) -> Option<Flow> {
         self.bytes += bytes;
         self.since_look += bytes;
         if self.since_look < Self::LOOK_EVERY {
             return None;
         }
         self.since_look = 0;
-        let elapsed = self.began.elapsed();
+        let elapsed = self.start.time.elapsed();
         if !self.warm && elapsed >= warm_up(self.slice) {
-            (self.began, self.bytes, self.warm) = (Instant::now(), 0, true);
+            (self.start, self.bytes, self.warm) = (Start::now(), 0, true);
             return None;
         }
-        (self.warm && elapsed >= self.slice).then(|| self.bytes as f64 / elapsed.as_secs_f64())
+        (self.warm && elapsed >= self.slice).then(|| Flow::since(&self.start, self.bytes as f64))
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::io;
 
+use tokio_krun::PortHandle;
+
 /// Plays krun's `PortInput`: bytes for the guest.
 pub(crate) trait Input: Send + 'static {
     /// Does not wait: fails with `WouldBlock` if there is nothing. `Ok(0)` at end of file.
@@ -69,4 +71,6 @@ pub(crate) struct Channel<T: Transport + ?Sized> {
     pub(crate) write: T::Write,
     pub(crate) input: T::Input,
     pub(crate) output: T::Output,
+    /// Tells what this crate's rings have done. `None` for the other transports.
+    pub(crate) stats: Option<PortHandle>,
 }

@@ -1,17 +1,22 @@
 //! The work that the two sides do.
 
+mod echo;
+mod many;
+
+#[allow(unused_imports)] // each program uses a part of it
+pub(crate) use echo::{framed_echo, round_trips};
+pub(crate) use many::many;
+
 use std::future::Future;
 use std::thread;
-use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::{SinkExt, StreamExt};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::task::JoinSet;
-use tokio_krun::{Chunks, OwnedReadHalf, OwnedWriteHalf};
-use tokio_util::codec::{Framed, FramedRead, FramedWrite, LengthDelimitedCodec};
+use tokio_krun::{Chunks, OwnedReadHalf, OwnedWriteHalf, Stats};
+use tokio_util::codec::{FramedRead, FramedWrite, LengthDelimitedCodec};
 
-use super::meter::{Meter, Span, Trips};
+use super::meter::{Flow, Meter, Span};
 use super::place::{Cores, Flavor};
 use super::transport::Krun;
 use super::vmm::{Channel, Input, Output, Transport};
@@ -53,6 +58,26 @@ impl Work {
         Self::FramesOut(1024),
         Self::FramesOut(64 * 1024),
     ];
+
+    /// The smallest piece that a side reads or writes at a time.
+    pub(crate) fn size(self) -> usize {
+        match self {
+            Self::GuestToHost(size)
+            | Self::HostToGuest(size)
+            | Self::FramesIn(size)
+            | Self::FramesOut(size) => size,
+            Self::Both => TX_DESCRIPTOR,
+        }
+    }
+
+    /// How much a bare copy writes and reads at a time for the same work.
+    pub(crate) fn copies(self) -> Option<(usize, usize)> {
+        match self {
+            Self::GuestToHost(size) => Some((size, READ)),
+            Self::HostToGuest(size) => Some((size, RX_DESCRIPTOR)),
+            Self::Both | Self::FramesIn(_) | Self::FramesOut(_) => None,
+        }
+    }
 
     pub(crate) fn name(self) -> String {
         match self {
@@ -100,8 +125,16 @@ impl Setting {
     }
 }
 
-/// Bytes per second of `work` over a new channel of `T`.
-pub(crate) fn throughput<T: Transport>(work: Work, setting: Setting) -> f64 {
+/// What `throughput` measures.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Measured {
+    pub(crate) flow: Flow,
+    /// Wakes of a sleeping side for each MiB, from this crate's `Stats`. Counts the warm-up too.
+    pub(crate) wakes: Option<f64>,
+}
+
+/// Does `work` over a new channel of `T`.
+pub(crate) fn throughput<T: Transport>(work: Work, setting: Setting) -> Measured {
     let Setting { cores, span, .. } = setting;
     setting.run(move || async move {
         let meter = Meter::new(span);
@@ -110,14 +143,15 @@ pub(crate) fn throughput<T: Transport>(work: Work, setting: Setting) -> f64 {
             write,
             mut input,
             output,
+            stats,
         } = T::new(setting.capacity);
-        match work {
+        let flow = match work {
             Work::GuestToHost(size) => {
                 let vmm = on_vmm(cores, transmit(output, vec![7; size], size, &meter));
-                let rate = read_all(read, &meter).await;
+                let flow = read_all(read, &meter).await;
                 drop((write, input));
                 vmm.join().expect("the VMM's thread panicked");
-                rate
+                flow
             }
             Work::HostToGuest(size) => {
                 let vmm = on_vmm(cores, receive(input, &meter));
@@ -133,10 +167,10 @@ pub(crate) fn throughput<T: Transport>(work: Work, setting: Setting) -> f64 {
                 );
                 let receives = on_vmm(cores, receive(input, &other));
                 let writes = tokio::spawn(async move { write_all(write, 64 * 1024, &other).await });
-                let rate = read_all(read, &meter).await;
+                let flow = read_all(read, &meter).await;
                 writes.await.expect("the writing task panicked");
                 transmits.join().expect("the VMM's thread panicked");
-                rate + receives.join().expect("the VMM's thread panicked")
+                flow.with_other_way(receives.join().expect("the VMM's thread panicked"))
             }
             Work::FramesIn(size) => {
                 let mut frame = (size as u32).to_be_bytes().to_vec();
@@ -151,7 +185,7 @@ pub(crate) fn throughput<T: Transport>(work: Work, setting: Setting) -> f64 {
                 }
                 drop((write, input));
                 vmm.join().expect("the VMM's thread panicked");
-                receiving.rate()
+                receiving.flow()
             }
             Work::FramesOut(size) => {
                 let mut sending = meter.sender();
@@ -161,7 +195,7 @@ pub(crate) fn throughput<T: Transport>(work: Work, setting: Setting) -> f64 {
                     // Counts headers too, as the sender does. The rate is corrected below.
                     move || {
                         while receiving.more_after(input.fill(&mut frame)) {}
-                        receiving.rate()
+                        receiving.flow()
                     }
                 });
                 let mut frames = FramedWrite::new(write, LengthDelimitedCodec::new());
@@ -176,12 +210,22 @@ pub(crate) fn throughput<T: Transport>(work: Work, setting: Setting) -> f64 {
                 SinkExt::<Bytes>::flush(&mut frames)
                     .await
                     .expect("the VMM hung up");
-                let rate = vmm.join().expect("the VMM's thread panicked");
+                let mut flow = vmm.join().expect("the VMM's thread panicked");
                 drop((read, output));
-                rate * size as f64 / (size + 4) as f64
+                flow.rate *= size as f64 / (size + 4) as f64;
+                flow
             }
-        }
+        };
+        let wakes = stats.map(|port| wakes_per_mib(port.stats()));
+        Measured { flow, wakes }
     })
+}
+
+fn wakes_per_mib(stats: Stats) -> f64 {
+    let rings = [stats.tx, stats.rx];
+    let wakes = rings.map(|ring| ring.data_wakes + ring.room_wakes);
+    let bytes = rings.map(|ring| ring.bytes);
+    wakes.iter().sum::<u64>() as f64 / bytes.iter().sum::<u64>() as f64 * f64::from(1 << 20)
 }
 
 fn on_vmm<R: Send + 'static>(
@@ -189,7 +233,7 @@ fn on_vmm<R: Send + 'static>(
     work: impl FnOnce() -> R + Send + 'static,
 ) -> thread::JoinHandle<R> {
     thread::spawn(move || {
-        cores.pin_vmm();
+        cores.place_vmm();
         work()
     })
 }
@@ -214,20 +258,20 @@ fn transmit(
 }
 
 /// Plays krun's RX thread.
-fn receive(mut input: impl Input, meter: &Meter) -> impl FnOnce() -> f64 + Send + 'static {
+fn receive(mut input: impl Input, meter: &Meter) -> impl FnOnce() -> Flow + Send + 'static {
     let mut receiving = meter.receiver();
     move || {
         let mut descriptor = vec![0; RX_DESCRIPTOR];
         while receiving.more_after(input.fill(&mut descriptor)) {}
-        receiving.rate()
+        receiving.flow()
     }
 }
 
-async fn read_all(mut read: impl AsyncRead + Unpin, meter: &Meter) -> f64 {
+async fn read_all(mut read: impl AsyncRead + Unpin, meter: &Meter) -> Flow {
     let mut receiving = meter.receiver();
     let mut buffer = vec![0; READ];
     while receiving.more_after(read.read(&mut buffer).await.expect("the VMM hung up")) {}
-    receiving.rate()
+    receiving.flow()
 }
 
 async fn write_all(mut write: impl AsyncWrite + Unpin, size: usize, meter: &Meter) {
@@ -242,8 +286,8 @@ async fn write_all(mut write: impl AsyncWrite + Unpin, size: usize, meter: &Mete
     }
 }
 
-/// Bytes per second from the guest without the host's copy, in descriptors of `size`.
-pub(crate) fn chunks_in(size: usize, setting: Setting) -> f64 {
+/// Reads from the guest without the host's copy, in descriptors of `size`.
+pub(crate) fn chunks_in(size: usize, setting: Setting) -> Flow {
     setting.run(move || async move {
         let meter = Meter::new(setting.span);
         let channel = Krun::new(setting.capacity);
@@ -259,12 +303,12 @@ pub(crate) fn chunks_in(size: usize, setting: Setting) -> f64 {
             }
         }
         vmm.join().expect("the VMM's thread panicked");
-        receiving.rate()
+        receiving.flow()
     })
 }
 
-/// Bytes per second to the guest without the host's copy, in items of `size`.
-pub(crate) fn chunks_out(size: usize, setting: Setting) -> f64 {
+/// Writes to the guest without the host's copy, in items of `size`.
+pub(crate) fn chunks_out(size: usize, setting: Setting) -> Flow {
     setting.run(move || async move {
         let meter = Meter::new(setting.span);
         let channel = Krun::new(setting.capacity);
@@ -281,144 +325,4 @@ pub(crate) fn chunks_out(size: usize, setting: Setting) -> f64 {
         }
         vmm.join().expect("the VMM's thread panicked")
     })
-}
-
-/// Times round trips of 64 bytes over a new channel of `T`.
-pub(crate) fn round_trips<T: Transport>(setting: Setting) -> Vec<Duration> {
-    setting.run(move || async move {
-        let Channel {
-            mut read,
-            mut write,
-            mut input,
-            mut output,
-        } = T::new(setting.capacity);
-        let vmm = on_vmm(setting.cores, move || {
-            let mut descriptor = vec![0; RX_DESCRIPTOR];
-            loop {
-                let filled = input.fill(&mut descriptor);
-                if filled == 0 || !output.empty(&descriptor[..filled]) {
-                    return;
-                }
-            }
-        });
-        let mut message = [7; Trips::MESSAGE];
-        let mut trips = Trips::new(setting.span);
-        while let Some(sent) = trips.next() {
-            write.write_all(&message).await.expect("the VMM hung up");
-            read.read_exact(&mut message)
-                .await
-                .expect("the VMM hung up");
-            trips.add(sent);
-        }
-        drop((read, write));
-        vmm.join().expect("the VMM's thread panicked");
-        trips.times()
-    })
-}
-
-/// Bytes per second over `streams` channels of `T` together.
-///
-/// One VMM thread serves the channels in turn. It writes 128 KiB to each, waiting for room. One task
-/// reads each channel.
-pub(crate) fn many<T: Transport>(streams: usize, bytes: usize, setting: Setting) -> f64 {
-    /// Descriptors that a channel gets in its turn.
-    const TURN: usize = 4;
-    setting.run(move || async move {
-        let mut tasks = JoinSet::new();
-        let mut outputs = Vec::new();
-        let mut others = Vec::new();
-        // Each channel carries the same amount, in whole turns, after one turn to warm up.
-        let each = bytes.div_ceil(streams * TURN * TX_DESCRIPTOR) * TURN * TX_DESCRIPTOR;
-        let warm = TURN * TX_DESCRIPTOR;
-        let (warmed, mut warming) = tokio::sync::mpsc::unbounded_channel();
-        for _ in 0..streams {
-            let Channel {
-                mut read,
-                write,
-                input,
-                output,
-            } = T::new(setting.capacity);
-            outputs.push(output);
-            others.push((write, input));
-            let warmed = warmed.clone();
-            tasks.spawn(async move {
-                let mut buffer = vec![0; READ];
-                let mut received = 0;
-                while received < warm {
-                    received += read.read(&mut buffer).await.expect("the VMM hung up");
-                }
-                warmed.send(()).expect("the bench is gone");
-                while received < warm + each {
-                    received += read.read(&mut buffer).await.expect("the VMM hung up");
-                }
-            });
-        }
-        let (start, started) = std::sync::mpsc::channel();
-        let vmm = on_vmm(setting.cores, move || {
-            let mut pass = |descriptors: usize| {
-                let descriptor = vec![7; TX_DESCRIPTOR];
-                for turn in (0..descriptors).step_by(TURN) {
-                    for output in &mut outputs {
-                        for _ in turn..descriptors.min(turn + TURN) {
-                            assert!(output.empty(&descriptor), "the host hung up");
-                        }
-                    }
-                }
-            };
-            pass(TURN);
-            started.recv().expect("the bench is gone");
-            pass(each / TX_DESCRIPTOR);
-            outputs
-        });
-        for _ in 0..streams {
-            warming.recv().await.expect("the reading tasks are gone");
-        }
-        let began = Instant::now();
-        start.send(()).expect("the VMM is gone");
-        while let Some(task) = tasks.join_next().await {
-            task.expect("a reading task panicked");
-        }
-        let rate = (each * streams) as f64 / began.elapsed().as_secs_f64();
-        drop(vmm.join().expect("the VMM's thread panicked"));
-        rate
-    })
-}
-
-/// Sends `count` requests over frames and reads their answers, to count the cost of each.
-pub(crate) async fn framed_echo<T: Transport>(
-    channel: Channel<T>,
-    cores: Cores,
-    size: usize,
-    count: usize,
-) where
-    T::Read: AsyncRead,
-    T::Write: AsyncWrite,
-{
-    let Channel {
-        read,
-        write,
-        mut input,
-        mut output,
-    } = channel;
-    let vmm = on_vmm(cores, move || {
-        let mut descriptor = vec![0; RX_DESCRIPTOR];
-        loop {
-            let filled = input.fill(&mut descriptor);
-            if filled == 0 || !output.empty(&descriptor[..filled]) {
-                return;
-            }
-        }
-    });
-    let mut frames = Framed::new(tokio::io::join(read, write), LengthDelimitedCodec::new());
-    let payload = Bytes::from(vec![7; size]);
-    for _ in 0..count {
-        frames.send(payload.clone()).await.expect("the VMM hung up");
-        frames
-            .next()
-            .await
-            .expect("the VMM hung up")
-            .expect("not a frame");
-    }
-    drop(frames);
-    vmm.join().expect("the VMM's thread panicked");
 }

@@ -44,6 +44,7 @@ impl Transport for Duplex {
             write,
             input: End::new(input),
             output: End::new(output),
+            stats: None,
         }
     }
 }

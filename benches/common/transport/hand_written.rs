@@ -188,6 +188,7 @@ impl Transport for HandWritten {
             },
             input: HandWrittenInput(ChunkReader::new(&rx)),
             output: HandWrittenOutput(tx),
+            stats: None,
         }
     }
 }

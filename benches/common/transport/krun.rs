@@ -34,12 +34,14 @@ impl<const MICROSECONDS: u64> Transport for KrunSpinning<MICROSECONDS> {
         }
         let (stream, port) = options.create().expect("cannot create a stream");
         let (read, write) = stream.into_split();
+        let stats = port.handle();
         let backend = Arc::new(port.into_backend());
         Channel {
             read,
             write,
             input: Backend(Arc::clone(&backend)),
             output: Backend(backend),
+            stats: Some(stats),
         }
     }
 }

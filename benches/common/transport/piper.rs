@@ -41,6 +41,7 @@ impl Transport for Piper {
                 half: output,
                 waker: OnceLock::new(),
             },
+            stats: None,
         }
     }
 }

@@ -44,6 +44,7 @@ impl Transport for UnixSocket {
             write,
             input: Descriptor(vmm.try_clone().expect("cannot duplicate the socket")),
             output: Descriptor(vmm),
+            stats: None,
         }
     }
 }
