@@ -280,6 +280,7 @@
     doc(cfg(any(feature = "test-util", all(feature = "agent", target_os = "linux"))))
 )]
 pub mod agent;
+mod carry;
 mod chunks;
 mod error;
 mod foreign;
@@ -313,6 +314,7 @@ struct Migration;
 #[doc = include_str!("../README.md")]
 struct Readme;
 
+pub use carry::{Carried, Carry, CarryError, CarryParts, Ended, carry};
 pub use chunks::{Chunks, ReadChunks, WriteChunks};
 pub use error::Error;
 pub use options::Options;
