@@ -93,8 +93,9 @@ where
 ///
 /// # Dropping
 ///
-/// Dropping it drops both sides, without a word to either of why. A reset then tells the client about bytes that it sent and
-/// nobody read.
+/// Dropping it drops both sides. If the client has sent bytes that nobody read, the system resets its connection: the client
+/// gets `ConnectionReset` instead of end of file, after the guest's bytes. So this is also what a client may see that still
+/// sends while the guest powers off.
 ///
 /// # Examples
 ///
