@@ -81,6 +81,10 @@
 //!
 //! krun ends the process with its VM, so run one VM in each process. A VM may have several ports, each with a stream of its own.
 //!
+//! A service with many VMs starts a child process for each. The child carries its VM's stream over a socket to the service:
+//! [`Carry`] joins an [`AgentStream`] to any socket, and passes on the end of each side. In the repository,
+//! `docs/one-vm-a-process.md` shows how, and `examples/child.rs` is such a service.
+//!
 //! # In the guest
 //!
 //! The agent's end is in this crate too: module `agent`, with the feature `agent`. It is for Linux, needs no VMM, and builds
@@ -309,6 +313,11 @@ mod trace;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/migration.md")]
 struct Migration;
+
+/// Compiles the example in `docs/one-vm-a-process.md`.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/one-vm-a-process.md")]
+struct OneVmAProcess;
 
 #[cfg(all(doctest, target_os = "linux", feature = "msb_krun", feature = "agent"))]
 #[doc = include_str!("../README.md")]
