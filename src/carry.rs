@@ -1,26 +1,21 @@
 //! A stream joined to a socket: the bytes both ways, and the end of each side passed on to the other.
 
-use std::collections::VecDeque;
+mod ended;
+mod on_the_way;
+
 use std::future::poll_fn;
-use std::io::{self, IoSlice};
-use std::ops::Range;
+use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use self::ended::Failed;
+pub use self::ended::{Carried, CarryError, CarryParts, Ended};
+use self::on_the_way::{ToClient, ToGuest};
 use crate::error::Error;
 use crate::stream::AgentStream;
-
-/// The most chunks that one write to the client gathers.
-const MOST_CHUNKS: usize = 16;
-
-/// No further chunk is taken from the ring once this many bytes wait for the client.
-const ENOUGH_FOR_A_WRITE: usize = 256 * 1024;
-
-/// The most bytes that are read from the client at once: a chunk of the ring.
-const READ_SIZE: usize = 64 * 1024;
 
 /// Carries a stream over a socket until one side ends: the shortcut for [`Carry::new`] and [`run`](Carry::run).
 ///
@@ -141,157 +136,6 @@ pub struct Carry<S> {
     to_guest: ToGuest,
     carried: Carried,
     outcome: Option<Result<Ended, Failed>>,
-}
-
-/// How a carry has failed, to say it again.
-#[derive(Clone, Copy, Debug)]
-enum Failed {
-    Guest(io::ErrorKind),
-    Client(io::ErrorKind),
-}
-
-/// How a [`Carry`] ended.
-///
-/// # Examples
-///
-/// ```
-/// use tokio::io::DuplexStream;
-/// use tokio_krun::{Carry, CarryError, Ended};
-///
-/// async fn serve(mut carry: Carry<DuplexStream>) -> Result<(), CarryError> {
-///     match carry.run().await? {
-///         Ended::Guest => eprintln!("the VM has ended"),
-///         Ended::Client => eprintln!("the client has gone: the VM is hung up"),
-///         _ => {}
-///     }
-///     Ok(())
-/// }
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Ended {
-    /// The guest has powered off, or its VM or port was dropped. The client has all that it wrote, and the end of file.
-    Guest,
-    /// The client has closed its socket or ended its writing. The guest has all that it wrote, and is hung up.
-    Client,
-}
-
-/// Why a [`Carry`] failed: on which side, and the side's own error.
-///
-/// It becomes an [`io::Error`] of the same kind, which holds it.
-///
-/// # Examples
-///
-/// ```
-/// use tokio::io::{AsyncReadExt, AsyncWriteExt};
-/// # use tokio_krun::test_util::Guest;
-/// use tokio_krun::{AgentStream, Carry, CarryError};
-///
-/// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
-/// let (stream, port) = AgentStream::pair()?;
-/// # let guest = Guest::boot(port);
-/// # let mut agent = guest.open()?;
-/// let client = tokio_test::io::Builder::new().read_error(std::io::ErrorKind::ConnectionReset.into()).build();
-/// let error = Carry::new(stream, client).run().await.unwrap_err();
-/// assert!(matches!(error, CarryError::Client(_)));
-/// assert_eq!(error.to_string(), "the client's socket failed");
-/// # assert_eq!(agent.read(&mut [0; 8]).await?, 0);
-/// # assert_eq!(std::io::Error::from(error).kind(), std::io::ErrorKind::ConnectionReset);
-/// # Ok(()) }
-/// ```
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum CarryError {
-    /// Reading from the stream or writing to it failed. Most often the error holds an [`Error`](crate::Error).
-    #[error("the guest's stream failed")]
-    Guest(#[source] io::Error),
-    /// Reading from the client's socket or writing to it failed.
-    #[error("the client's socket failed")]
-    Client(#[source] io::Error),
-}
-
-impl From<Failed> for CarryError {
-    fn from(failed: Failed) -> Self {
-        match failed {
-            Failed::Guest(kind) => Self::Guest(kind.into()),
-            Failed::Client(kind) => Self::Client(kind.into()),
-        }
-    }
-}
-
-impl From<&CarryError> for Failed {
-    fn from(error: &CarryError) -> Self {
-        match error {
-            CarryError::Guest(error) => Self::Guest(error.kind()),
-            CarryError::Client(error) => Self::Client(error.kind()),
-        }
-    }
-}
-
-impl CarryError {
-    fn kind(&self) -> io::ErrorKind {
-        match self {
-            Self::Guest(error) | Self::Client(error) => error.kind(),
-        }
-    }
-}
-
-impl From<CarryError> for io::Error {
-    fn from(error: CarryError) -> Self {
-        Self::new(error.kind(), error)
-    }
-}
-
-/// How many bytes a [`Carry`] has carried so far.
-///
-/// # Examples
-///
-/// ```
-/// use tokio_krun::Carried;
-///
-/// fn total(carried: Carried) -> u64 {
-///     carried.from_guest + carried.to_guest
-/// }
-/// # assert_eq!(total(Carried::default()), 0);
-/// ```
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Carried {
-    /// Bytes of the guest that were written to the client's socket.
-    pub from_guest: u64,
-    /// Bytes of the client that were written to the stream. The guest may not have taken them.
-    pub to_guest: u64,
-}
-
-/// What a [`Carry`] is made of, from [`into_parts`](Carry::into_parts).
-///
-/// # Examples
-///
-/// ```
-/// use tokio::io::DuplexStream;
-/// use tokio_krun::{AgentStream, CarryParts};
-///
-/// /// How many bytes were taken from one side, and are not written to the other.
-/// fn on_the_way(parts: &CarryParts<DuplexStream>) -> usize {
-///     parts.to_guest.len() + parts.to_client.iter().map(|chunk| chunk.len()).sum::<usize>()
-/// }
-/// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
-/// # let (stream, _port) = AgentStream::pair()?;
-/// # let carry = tokio_krun::Carry::new(stream, tokio::io::duplex(64).0);
-/// # assert_eq!(on_the_way(&carry.into_parts()), 0);
-/// # Ok(()) }
-/// ```
-#[derive(Debug)]
-#[non_exhaustive]
-pub struct CarryParts<S> {
-    /// The guest's stream.
-    pub stream: AgentStream,
-    /// The client's socket.
-    pub socket: S,
-    /// The guest's bytes that were read from the stream and not yet written to the client, in their order.
-    pub to_client: Vec<Bytes>,
-    /// The client's bytes that were read from its socket and not yet written to the stream.
-    pub to_guest: Bytes,
 }
 
 impl<S> Carry<S> {
@@ -416,7 +260,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Carry<S> {
     ///
     /// # Cancel safety
     ///
-    /// Cancel safe: if you drop it, no byte is lost and nothing has ended. Call it again to go on.
+    /// Cancel safe: if you drop it, no byte is lost, and no end that it has seen. Call it again to go on.
     ///
     /// # Examples
     ///
@@ -546,109 +390,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Carry<S> {
             CarryError::Client(_) if self.to_client.rest.is_some() => Ok(Ended::Client),
             error => Err(error),
         }
-    }
-}
-
-/// The guest's bytes that are on the way to the client.
-#[derive(Debug, Default)]
-struct ToClient {
-    chunks: VecDeque<Bytes>,
-    /// The bytes of all chunks.
-    length: usize,
-    needs_flush: bool,
-    /// Once the client has ended: how many bytes are still to be taken from the ring.
-    rest: Option<usize>,
-    /// What comes after the chunks.
-    end: Option<io::Result<Ended>>,
-}
-
-impl ToClient {
-    /// Takes what one write can use.
-    fn take_chunks(&mut self, stream: &AgentStream, cx: &mut Context<'_>) {
-        while self.end.is_none()
-            && self.chunks.len() < MOST_CHUNKS
-            && self.length < ENOUGH_FOR_A_WRITE
-        {
-            if self.rest == Some(0) {
-                self.end = Some(Ok(Ended::Client));
-                return;
-            }
-            match stream.host().poll_read_bytes(cx) {
-                Poll::Pending => return,
-                Poll::Ready(Err(error)) => self.end = Some(Err(error)),
-                Poll::Ready(Ok(chunk)) if chunk.is_empty() => {
-                    // Closed by a `PortHandle`: the guest has not ended.
-                    let is_closed = stream.host().is_closed();
-                    self.end = Some(if is_closed {
-                        Err(Error::ShutDown.into())
-                    } else {
-                        Ok(Ended::Guest)
-                    });
-                }
-                Poll::Ready(Ok(chunk)) => {
-                    self.rest = self.rest.map(|rest| rest.saturating_sub(chunk.len()));
-                    self.length += chunk.len();
-                    self.chunks.push_back(chunk);
-                }
-            }
-        }
-    }
-
-    /// Writes from the front of the chunks, and drops those that are written.
-    fn poll_write(
-        &mut self,
-        socket: Pin<&mut impl AsyncWrite>,
-        cx: &mut Context<'_>,
-    ) -> Poll<io::Result<usize>> {
-        let mut slices = [IoSlice::new(&[]); MOST_CHUNKS];
-        for (slice, chunk) in slices.iter_mut().zip(&self.chunks) {
-            *slice = IoSlice::new(chunk);
-        }
-        let written = ready!(if socket.is_write_vectored() {
-            let filled = self.chunks.len().min(MOST_CHUNKS);
-            socket.poll_write_vectored(cx, &slices[..filled])
-        } else {
-            socket.poll_write(cx, &slices[0])
-        })?;
-        self.needs_flush = true;
-        self.length = self.length.saturating_sub(written);
-        let mut written_of_rest = written;
-        while let Some(chunk) = self.chunks.front_mut().filter(|_| written_of_rest > 0) {
-            let now = written_of_rest.min(chunk.len());
-            written_of_rest -= now;
-            if now < chunk.len() {
-                chunk.advance(now);
-            } else {
-                self.chunks.pop_front();
-            }
-        }
-        Poll::Ready(Ok(written))
-    }
-}
-
-/// The client's bytes that are on the way to the guest.
-#[derive(Debug)]
-struct ToGuest {
-    buf: Box<[u8]>,
-    /// What of `buf` is not written yet.
-    range: Range<usize>,
-    /// Nothing more is read from the client.
-    has_ended: bool,
-}
-
-impl Default for ToGuest {
-    fn default() -> Self {
-        Self {
-            buf: vec![0; READ_SIZE].into(),
-            range: 0..0,
-            has_ended: false,
-        }
-    }
-}
-
-impl ToGuest {
-    fn unwritten(&self) -> &[u8] {
-        &self.buf[self.range.clone()]
     }
 }
 

@@ -154,6 +154,26 @@ async fn bytes_are_flushed_when_the_ring_is_empty() {
 }
 
 #[tokio::test]
+async fn debug_shows_no_payload() {
+    let (stream, port) = AgentStream::pair().unwrap();
+    let backend = backend(port);
+    backend.write(b"secret").unwrap();
+    let (_client, socket) = tokio::io::duplex(1);
+    let mut carry = Carry::new(stream, socket);
+    assert!(cancelled_at(1, carry.run()).await.is_none());
+    let shown = format!("{carry:?}");
+    assert!(
+        shown.contains("to_client: 5 bytes") && !shown.contains("ecret"),
+        "{shown}"
+    );
+    let shown = format!("{:?}", carry.into_parts());
+    assert!(
+        shown.contains("to_client: 5 bytes") && !shown.contains("ecret"),
+        "{shown}"
+    );
+}
+
+#[tokio::test]
 async fn flood_of_client_leaves_guests_bytes_their_turn() {
     watchdog(async {
         let (stream, port) = AgentStream::pair().unwrap();
