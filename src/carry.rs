@@ -34,7 +34,6 @@ use crate::stream::AgentStream;
 ///
 /// ```
 /// use tokio::io::{AsyncReadExt, AsyncWriteExt};
-/// use tokio::net::UnixStream;
 /// # use tokio_krun::test_util::Guest;
 /// use tokio_krun::{AgentStream, carry};
 ///
@@ -42,7 +41,7 @@ use crate::stream::AgentStream;
 /// let (stream, port) = AgentStream::pair()?;
 /// # let guest = Guest::boot(port);
 /// # let mut agent = guest.open()?;
-/// let (mut client, socket) = UnixStream::pair()?;
+/// let (mut client, socket) = tokio::io::duplex(1024); // or a `UnixStream`, a `TcpStream`, a `TlsStream`
 /// let carried = tokio::spawn(carry(stream, socket));
 ///
 /// client.write_all(b"goodbye").await?;
@@ -96,14 +95,13 @@ where
 ///
 /// ```
 /// use tokio::io::{AsyncReadExt, AsyncWriteExt};
-/// use tokio::net::UnixStream;
 /// # use tokio_krun::test_util::Guest;
 /// use tokio_krun::{AgentStream, Carry, Ended};
 ///
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let (stream, port) = AgentStream::pair()?;
 /// # let guest = Guest::boot(port);
-/// let (mut client, socket) = UnixStream::pair()?;
+/// let (mut client, socket) = tokio::io::duplex(1024); // or a `UnixStream`, a `TcpStream`, a `TlsStream`
 /// let mut carry = Carry::new(stream, socket);
 ///
 /// # let agent = async {
@@ -143,7 +141,16 @@ impl<S> Carry<S> {
     ///
     /// # Examples
     ///
-    /// [Above](Self#examples).
+    /// ```
+    /// # use tokio_krun::{AgentStream, Carry, Ended};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let (stream, port) = AgentStream::pair()?;
+    /// let (client, socket) = tokio::io::duplex(1024);
+    /// let mut carry = Carry::new(stream, socket);
+    /// drop(port); // for example, because the VM failed to build
+    /// assert_eq!(carry.run().await?, Ended::Guest);
+    /// # Ok(()) }
+    /// ```
     pub fn new(stream: AgentStream, socket: S) -> Self {
         Self {
             stream,
@@ -167,7 +174,6 @@ impl<S> Carry<S> {
     ///
     /// ```
     /// use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    /// use tokio::net::UnixStream;
     /// # use tokio_krun::test_util::Guest;
     /// use tokio_krun::{AgentStream, Carry, Ended};
     ///
@@ -175,7 +181,7 @@ impl<S> Carry<S> {
     /// let (stream, port) = AgentStream::pair()?;
     /// # let guest = Guest::boot(port);
     /// # let mut agent = guest.open()?;
-    /// let (mut client, socket) = UnixStream::pair()?;
+    /// let (mut client, socket) = tokio::io::duplex(1024); // or a `UnixStream`, a `TcpStream`, a `TlsStream`
     /// let mut carry = Carry::new(stream, socket);
     /// carry.hang_up_on_client_end(false);
     /// let carried = tokio::spawn(async move { carry.run().await });
@@ -201,7 +207,20 @@ impl<S> Carry<S> {
     ///
     /// # Examples
     ///
-    /// [Above](Self#examples).
+    /// ```
+    /// # use tokio::io::AsyncWriteExt;
+    /// # use tokio_krun::{AgentStream, Carry, Ended};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let (stream, _port) = AgentStream::pair()?;
+    /// let (mut client, socket) = tokio::io::duplex(1024);
+    /// client.write_all(b"goodbye").await?;
+    /// drop(client);
+    ///
+    /// let mut carry = Carry::new(stream, socket);
+    /// assert_eq!(carry.run().await?, Ended::Client);
+    /// assert_eq!(carry.carried().to_guest, 7);
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn carried(&self) -> Carried {
         self.carried

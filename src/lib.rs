@@ -315,7 +315,7 @@ mod trace;
 struct Migration;
 
 /// Compiles the example in `docs/one-vm-a-process.md`.
-#[cfg(doctest)]
+#[cfg(all(doctest, unix))]
 #[doc = include_str!("../docs/one-vm-a-process.md")]
 struct OneVmAProcess;
 
