@@ -65,6 +65,14 @@ impl Host {
         self.shared.host_stop_reading();
     }
 
+    pub(crate) fn is_closed(&self) -> bool {
+        self.shared.has_host_ended()
+    }
+
+    pub(crate) fn unread(&self) -> usize {
+        self.shared.host_unread()
+    }
+
     pub(crate) fn has_guest_opened(&self) -> bool {
         self.shared.host_sees_guest() == Some(true)
     }

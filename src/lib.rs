@@ -81,6 +81,10 @@
 //!
 //! krun ends the process with its VM, so run one VM in each process. A VM may have several ports, each with a stream of its own.
 //!
+//! A service with many VMs starts a child process for each. The child carries its VM's stream over a socket to the service:
+//! [`Carry`] joins an [`AgentStream`] to any socket, and passes on the end of each side. In the repository,
+//! `docs/one-vm-a-process.md` shows how, and `examples/child.rs` is such a service.
+//!
 //! # In the guest
 //!
 //! The agent's end is in this crate too: module `agent`, with the feature `agent`. It is for Linux, needs no VMM, and builds
@@ -280,6 +284,7 @@
     doc(cfg(any(feature = "test-util", all(feature = "agent", target_os = "linux"))))
 )]
 pub mod agent;
+mod carry;
 mod chunks;
 mod error;
 mod foreign;
@@ -309,10 +314,16 @@ mod trace;
 #[doc = include_str!("../docs/migration.md")]
 struct Migration;
 
+/// Compiles the example in `docs/one-vm-a-process.md`.
+#[cfg(all(doctest, unix))]
+#[doc = include_str!("../docs/one-vm-a-process.md")]
+struct OneVmAProcess;
+
 #[cfg(all(doctest, target_os = "linux", feature = "msb_krun", feature = "agent"))]
 #[doc = include_str!("../README.md")]
 struct Readme;
 
+pub use carry::{Carried, Carry, CarryError, CarryParts, Ended, carry};
 pub use chunks::{Chunks, ReadChunks, WriteChunks};
 pub use error::Error;
 pub use options::Options;

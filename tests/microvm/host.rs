@@ -6,6 +6,7 @@
 //! in a child process. The test passes only if the child exits with status 0 *and* leaves a verdict:
 //! the test reached its end and the agent did not fail.
 
+mod carried;
 mod ends;
 mod names;
 #[path = "agent/src/pattern.rs"]
@@ -50,6 +51,7 @@ fn tests() -> impl Iterator<Item = &'static (&'static str, scenarios::Scenario)>
     [
         scenarios::ALL,
         ends::ALL,
+        carried::ALL,
         names::ALL,
         virtio_port::ALL,
         protocols::ALL,

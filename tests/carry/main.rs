@@ -1,0 +1,9 @@
+//! `Carry`: a stream joined to a socket, with the in-process guest.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod ends;
+mod failures;
+mod flow;
+mod scripted;
