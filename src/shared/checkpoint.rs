@@ -38,13 +38,14 @@ impl ConsoleSharedState {
         // No other code locks both rings, so the order does not matter.
         let tx = self.tx_ring.hold_still();
         let rx = self.rx_ring.hold_still();
-        self.check_rest()?;
+        // What will not change comes first.
         if self.tx_ring.is_cut_off() {
             return Err(Error::CutOff);
         }
         if self.tx_ring.is_closed() || self.rx_ring.is_abandoned() {
             return Err(Error::GuestGone);
         }
+        self.check_rest()?;
         Ok(Captured {
             capacity: self.capacity(),
             guest_opened: self.guest_opened.load(Ordering::Relaxed),

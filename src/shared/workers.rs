@@ -4,6 +4,7 @@
 //! on. A thread-local takes it off when the thread ends, which is before krun's `join` returns. The RX worker calls as soon as
 //! it starts, as the guest has offered it buffers, and krun stops both workers together.
 
+#[cfg(unix)]
 use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,9 +14,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 pub(crate) struct Workers(Arc<AtomicUsize>);
 
 /// One worker, until this is dropped.
+#[cfg(any(unix, feature = "test-util"))]
 #[derive(Debug)]
 pub(crate) struct Worker(Arc<AtomicUsize>);
 
+#[cfg(any(unix, feature = "test-util"))]
 impl Drop for Worker {
     fn drop(&mut self) {
         // Pairs with the load in `have_ended`: whoever sees it sees all that the worker has done.
@@ -23,18 +26,28 @@ impl Drop for Worker {
     }
 }
 
+#[cfg(unix)]
 thread_local! {
     /// The ports that this thread is a worker of: one, if it is krun's.
     static MINE: RefCell<Vec<Worker>> = const { RefCell::new(Vec::new()) };
 }
 
 impl Workers {
-    /// For a worker that is no thread, or whose end is known.
+    /// For a worker that is no thread of its own.
+    #[cfg(any(unix, feature = "test-util"))]
     pub(crate) fn add(&self) -> Worker {
         self.0.fetch_add(1, Ordering::Relaxed);
         Worker(Arc::clone(&self.0))
     }
 
+    pub(crate) fn have_ended(&self) -> bool {
+        self.0.load(Ordering::Acquire) == 0
+    }
+}
+
+/// By thread. On Windows, krun's threads never call us.
+#[cfg(unix)]
+impl Workers {
     /// The current thread is a worker until it [leaves](Self::leave) or ends.
     pub(crate) fn enter(&self) {
         self.with_mine(|mine| {
@@ -50,10 +63,6 @@ impl Workers {
         self.with_mine(|mine| mine.retain(|worker| !self.is_of(worker)));
     }
 
-    pub(crate) fn have_ended(&self) -> bool {
-        self.0.load(Ordering::Acquire) == 0
-    }
-
     fn is_of(&self, worker: &Worker) -> bool {
         Arc::ptr_eq(&self.0, &worker.0)
     }
@@ -64,7 +73,7 @@ impl Workers {
     }
 }
 
-#[cfg(all(test, not(tokio_krun_loom)))]
+#[cfg(all(test, unix, not(tokio_krun_loom)))]
 mod tests {
     use std::thread;
 

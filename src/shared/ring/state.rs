@@ -12,7 +12,7 @@ use crate::sync::{MutexGuard, Ordering, lock};
 /// One direction at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct RingState {
-    /// The position of the next byte to read: how many were read since the start.
+    /// How many bytes were read since the start: the position of the next one.
     pub(crate) read: u64,
     /// The bytes from there on.
     pub(crate) unread: Vec<u8>,
@@ -66,7 +66,7 @@ impl Still<'_> {
         }
         unread.extend_from_slice(&self.writer.open);
         RingState {
-            read: ring.taken.read.load(Ordering::Relaxed),
+            read: ring.stats().bytes,
             unread,
         }
     }
