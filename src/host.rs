@@ -21,7 +21,7 @@ use tokio::task::coop;
 
 use crate::error::Error;
 use crate::permit::Permit;
-use crate::shared::{Admit, ConsoleSharedState};
+use crate::shared::{Admit, Captured, ConsoleSharedState};
 use crate::stats::Stats;
 use crate::sys::HostWait;
 
@@ -67,6 +67,10 @@ impl Host {
 
     pub(crate) fn has_guest_opened(&self) -> bool {
         self.shared.host_sees_guest() == Some(true)
+    }
+
+    pub(crate) fn capture(&self) -> Result<Captured, Error> {
+        self.shared.capture()
     }
 
     pub(crate) fn stats(&self) -> Stats {

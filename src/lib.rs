@@ -249,6 +249,7 @@
 //!
 //! - `msb_krun` (default): attaching to a VM. Without it the stream and the in-process guest build without the VMM.
 //! - `agent`: the module `agent`, the guest's end of the port for the agent inside a Linux VM.
+//! - `serde`: [`StreamState`] is `Serialize` and `Deserialize`.
 //! - `test-util`: the module `test_util`, an in-process guest to test a host program or an agent without a VM. It includes the
 //!   module `agent`, without what needs Linux.
 //! - `tonic014`: the module `tonic014`, either end as the connection of a tonic 0.14 server. A client needs no feature.
@@ -280,6 +281,7 @@
     doc(cfg(any(feature = "test-util", all(feature = "agent", target_os = "linux"))))
 )]
 pub mod agent;
+mod checkpoint;
 mod chunks;
 mod error;
 mod foreign;
@@ -292,6 +294,7 @@ mod port;
 mod shared;
 mod split;
 mod split_owned;
+mod state;
 mod stats;
 mod stream;
 mod sync;
@@ -304,6 +307,11 @@ pub mod test_util;
 pub mod tonic014;
 mod trace;
 
+/// Runs the program in `docs/checkpoint.md`.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/checkpoint.md")]
+struct Checkpoints;
+
 /// Compiles the examples in `docs/migration.md`.
 #[cfg(doctest)]
 #[doc = include_str!("../docs/migration.md")]
@@ -313,6 +321,7 @@ struct Migration;
 #[doc = include_str!("../README.md")]
 struct Readme;
 
+pub use checkpoint::Checkpoint;
 pub use chunks::{Chunks, ReadChunks, WriteChunks};
 pub use error::Error;
 pub use options::Options;
@@ -320,6 +329,7 @@ pub use permit::Permit;
 pub use port::{AgentPort, PortHandle};
 pub use split::{ReadHalf, WriteHalf};
 pub use split_owned::{OwnedReadHalf, OwnedWriteHalf, ReuniteError};
+pub use state::StreamState;
 pub use stats::{RingStats, Stats};
 pub use stream::AgentStream;
 #[cfg(unix)]

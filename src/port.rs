@@ -480,6 +480,11 @@ impl fmt::Debug for PortHandle {
 }
 
 impl PortHandle {
+    /// `None` once both ends are gone.
+    pub(crate) fn shared(&self) -> Option<Arc<ConsoleSharedState>> {
+        self.shared.upgrade()
+    }
+
     /// Stops the guest's writes from waiting for room, including one that already waits in a full ring.
     ///
     /// Call it before krun stops the VM's devices, if you may not be reading at that time.

@@ -5,7 +5,7 @@
 pub(crate) use {
     crossbeam_queue::ArrayQueue,
     std::sync::{
-        Mutex,
+        Mutex, MutexGuard,
         atomic::{AtomicBool, AtomicU64, Ordering, fence},
     },
 };
@@ -13,7 +13,7 @@ pub(crate) use {
 #[cfg(all(test, tokio_krun_loom))]
 pub(crate) use {
     loom::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence},
-    model::{ArrayQueue, Count, Mutex},
+    model::{ArrayQueue, Count, Mutex, MutexGuard},
 };
 
 #[cfg(all(test, tokio_krun_loom))]
@@ -48,14 +48,14 @@ impl Count {
 /// Locks, even if another thread panicked while it held the lock. What these mutexes guard is consistent between any two
 /// statements, and krun's threads must not panic.
 #[cfg(not(all(test, tokio_krun_loom)))]
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex
         .lock()
         .unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 #[cfg(all(test, tokio_krun_loom))]
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> model::MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     loop {
         match mutex.try_lock() {
             Some(guard) => return guard,
@@ -66,7 +66,7 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> model::MutexGuard<'_, T> {
 
 /// Locks if no other thread holds the lock.
 #[cfg(not(all(test, tokio_krun_loom)))]
-pub(crate) fn try_lock<T>(mutex: &Mutex<T>) -> Option<std::sync::MutexGuard<'_, T>> {
+pub(crate) fn try_lock<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
     match mutex.try_lock() {
         Ok(guard) => Some(guard),
         Err(std::sync::TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
@@ -75,7 +75,7 @@ pub(crate) fn try_lock<T>(mutex: &Mutex<T>) -> Option<std::sync::MutexGuard<'_, 
 }
 
 #[cfg(all(test, tokio_krun_loom))]
-pub(crate) fn try_lock<T>(mutex: &Mutex<T>) -> Option<model::MutexGuard<'_, T>> {
+pub(crate) fn try_lock<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
     mutex.try_lock()
 }
 

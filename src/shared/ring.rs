@@ -29,6 +29,7 @@
 #[allow(clippy::unwrap_used, reason = "krun's threads do not run models")]
 mod models;
 mod reader;
+mod state;
 mod writer;
 
 use std::mem;
@@ -41,6 +42,7 @@ use crate::stats::RingStats;
 use crate::sync::{ArrayQueue, AtomicBool, AtomicU64, Mutex, Ordering, lock};
 use reader::Reader;
 pub(crate) use reader::{Given, ReadChunk};
+pub(crate) use state::RingState;
 use writer::Writer;
 pub(crate) use writer::{Admit, Refused};
 

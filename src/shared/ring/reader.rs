@@ -14,7 +14,7 @@ use crate::sync::{Ordering, fence, lock, try_lock};
 #[derive(Default)]
 pub(super) struct Reader {
     /// The chunk that is being read: never an empty one.
-    current: Option<Chunk>,
+    pub(super) current: Option<Chunk>,
     /// Storage that was read out, for the writer's next open chunk; or none.
     idle: Vec<u8>,
 }

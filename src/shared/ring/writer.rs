@@ -42,7 +42,7 @@ pub(super) struct Writer {
     /// The chunk that is being filled: never a full one, and without storage at first.
     pub(super) open: Vec<u8>,
     /// The last value seen of [`Taken::released`](super::Taken), which only grows.
-    released: u64,
+    pub(super) released: u64,
 }
 
 impl Ring {
@@ -220,7 +220,7 @@ impl Ring {
     /// There is always a slot. Of full chunks, at most `chunks` are in the queue, or twice that under
     /// [`Admit::Quiesced`], which is the guest's, who never writes `Given` ones. Every other chunk but the last goes
     /// in only while it [leaves](Self::has_slots_for_given) `chunks` and one more slots free.
-    fn enqueue(&self, chunk: Chunk) {
+    pub(super) fn enqueue(&self, chunk: Chunk) {
         let refused = self.full.push(chunk).is_err();
         debug_assert!(!refused, "more chunks than there are slots");
     }
