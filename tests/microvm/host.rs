@@ -6,6 +6,8 @@
 //! in a child process. The test passes only if the child exits with status 0 *and* leaves a verdict:
 //! the test reached its end and the agent did not fail.
 
+#[cfg(feature = "blk")] // with it, krun can capture a VM's devices
+mod checkpoint;
 mod ends;
 mod names;
 #[path = "agent/src/pattern.rs"]
@@ -54,6 +56,8 @@ fn tests() -> impl Iterator<Item = &'static (&'static str, scenarios::Scenario)>
         virtio_port::ALL,
         protocols::ALL,
         soak::ALL,
+        #[cfg(feature = "blk")]
+        checkpoint::ALL,
     ]
     .into_iter()
     .flatten()
