@@ -1,10 +1,16 @@
 //! Checkpoints: capture a stream while its guest is at rest, and go on with it in another process.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use crate::error::Error;
 use crate::options::Options;
 use crate::port::{AgentPort, PortHandle};
+use crate::shared::ConsoleSharedState;
 use crate::state::StreamState;
 use crate::stream::AgentStream;
+
+const NOT_CAPTURED: usize = usize::MAX;
 
 /// A port during a checkpoint: the guest's writes do not wait, so that krun can stop the port.
 ///
@@ -24,10 +30,10 @@ use crate::stream::AgentStream;
 /// | 4. stop the devices | `VmControl::capture_virtio_device_state` | `Guest::stop_workers`, `Guest::capture` |
 /// | 5. capture the stream | [`capture`](Self::capture) | the same |
 /// | 6. save the rest of the VM | `VmControl::capture_execution_state`, `VmControl::capture_memory` | |
-/// | 7. let the guest's writes wait again | drop it | the same |
+/// | 7. let the guest's writes wait again | [`resume`](Self::resume) | the same |
 /// | 8. start devices and vCPUs | `VmControl::resume` | `Guest::start_workers`, `Guest::resume` |
 ///
-/// Too early a step 5 is an error and changes nothing: see [`capture`](Self::capture).
+/// If step 5 comes too early, one of 5 and 7 fails, and nothing is lost. Throw away what you have captured.
 ///
 /// # What stays yours
 ///
@@ -58,7 +64,7 @@ use crate::stream::AgentStream;
 /// let checkpoint = handle.checkpoint();
 /// guest.stop_workers().await;
 /// let state = checkpoint.capture()?;
-/// drop(checkpoint);
+/// checkpoint.resume()?;
 /// guest.start_workers()?;
 /// guest.resume();
 ///
@@ -74,6 +80,8 @@ use crate::stream::AgentStream;
 #[must_use = "dropping it ends the checkpoint: the guest's writes wait for room again"]
 pub struct Checkpoint {
     port: PortHandle,
+    /// How many workers the port had had when it was last captured, or `NOT_CAPTURED`.
+    workers: AtomicUsize,
 }
 
 impl Checkpoint {
@@ -85,7 +93,8 @@ impl Checkpoint {
     ///
     /// Whatever the error, nothing has changed.
     ///
-    /// - [`Error::NotAtRest`] if a thread of krun's is still at the port: krun has not stopped its devices.
+    /// - [`Error::NotAtRest`] if a thread of krun's is still at the port: krun has not stopped its devices. A thread that has
+    ///   slept since it started is not noticed before [`resume`](Self::resume).
     /// - [`Error::CutOff`] if bytes of the guest's found no room and were discarded.
     /// - [`Error::GuestGone`] if the guest, its VM or the port has gone.
     /// - [`Error::InPipe`] on Windows, once krun has opened its pipe. krun reads the pipe into a queue of its own (`named_pipe`
@@ -113,9 +122,47 @@ impl Checkpoint {
     /// # Ok(()) }
     /// ```
     pub fn capture(&self) -> Result<StreamState, Error> {
-        match self.port.shared() {
-            Some(shared) => shared.capture().map(StreamState),
-            None => Err(Error::GuestGone),
+        let shared = self.port.shared().ok_or(Error::GuestGone)?;
+        // First, so that one that comes meanwhile counts as one that came afterwards.
+        let workers = shared.workers.so_far();
+        let state = shared.capture()?;
+        self.workers.store(workers, Ordering::Relaxed);
+        Ok(StreamState(state))
+    }
+
+    /// Ends the checkpoint: the guest's writes wait for room again.
+    ///
+    /// Dropping it does the same, but does not tell you that what you have captured is of no use.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotAtRest`] if a thread of krun's has called since the last [`capture`](Self::capture): krun had not stopped its
+    /// devices after all. The stream is as it should be, but the state that you have captured does not fit that of the
+    /// devices. Throw both away.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tokio_krun::{AgentStream, Error, test_util::Guest};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+    /// # let (_stream, port) = AgentStream::pair()?;
+    /// # let handle = port.handle();
+    /// # let guest = Guest::boot(port);
+    /// # let _agent = guest.open()?;
+    /// # guest.pause();
+    /// # guest.stop_workers().await;
+    /// let checkpoint = handle.checkpoint();
+    /// let state = checkpoint.capture()?;
+    /// guest.start_workers()?; // too early
+    /// assert!(matches!(checkpoint.resume(), Err(Error::NotAtRest)));
+    /// # Ok(()) }
+    /// ```
+    pub fn resume(self) -> Result<(), Error> {
+        let captured = self.workers.load(Ordering::Relaxed);
+        let has_new = |shared: Arc<ConsoleSharedState>| shared.workers.so_far() != captured;
+        match captured != NOT_CAPTURED && self.port.shared().is_some_and(has_new) {
+            true => Err(Error::NotAtRest),
+            false => Ok(()),
         }
     }
 }
@@ -151,7 +198,10 @@ impl PortHandle {
     /// ```
     pub fn checkpoint(&self) -> Checkpoint {
         self.quiesce();
-        Checkpoint { port: self.clone() }
+        Checkpoint {
+            port: self.clone(),
+            workers: AtomicUsize::new(NOT_CAPTURED),
+        }
     }
 }
 

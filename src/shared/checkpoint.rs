@@ -2,6 +2,14 @@
 
 #![deny(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
+#[cfg(all(test, tokio_krun_loom))]
+#[allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "krun's threads do not run models"
+)]
+mod models;
+
 use super::ConsoleSharedState;
 use super::ring::RingState;
 use crate::error::Error;

@@ -1,8 +1,10 @@
 //! krun's workers, as far as the port knows of them: a checkpoint needs to know that they have ended.
 //!
 //! krun never says that it starts or joins a worker. But a worker calls the port, and the thread that calls counts from then
-//! on. A thread-local takes it off when the thread ends, which is before krun's `join` returns. The RX worker calls as soon as
-//! it starts, as the guest has offered it buffers, and krun stops both workers together.
+//! on. A thread-local takes it off when the thread ends, which is before krun's `join` returns.
+//!
+//! A worker that has not called since it started is not seen: it sleeps, as there is nothing for it to do. If it calls after
+//! the capture, it counts [then](Workers::so_far).
 
 #[cfg(unix)]
 use std::cell::RefCell;
@@ -11,7 +13,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// How many workers a port has.
 #[derive(Debug, Default)]
-pub(crate) struct Workers(Arc<AtomicUsize>);
+pub(crate) struct Workers {
+    now: Arc<AtomicUsize>,
+    so_far: AtomicUsize,
+}
 
 /// One worker, until this is dropped.
 #[cfg(any(unix, feature = "test-util"))]
@@ -36,12 +41,19 @@ impl Workers {
     /// For a worker that is no thread of its own.
     #[cfg(any(unix, feature = "test-util"))]
     pub(crate) fn add(&self) -> Worker {
-        self.0.fetch_add(1, Ordering::Relaxed);
-        Worker(Arc::clone(&self.0))
+        self.so_far.fetch_add(1, Ordering::Relaxed);
+        self.now.fetch_add(1, Ordering::Relaxed);
+        Worker(Arc::clone(&self.now))
     }
 
     pub(crate) fn have_ended(&self) -> bool {
-        self.0.load(Ordering::Acquire) == 0
+        self.now.load(Ordering::Acquire) == 0
+    }
+
+    /// How many there were since the port was created. It grows if a worker calls after they had ended, even one that had not
+    /// called before.
+    pub(crate) fn so_far(&self) -> usize {
+        self.so_far.load(Ordering::Relaxed)
     }
 }
 
@@ -64,7 +76,7 @@ impl Workers {
     }
 
     fn is_of(&self, worker: &Worker) -> bool {
-        Arc::ptr_eq(&self.0, &worker.0)
+        Arc::ptr_eq(&self.now, &worker.0)
     }
 
     /// Does nothing on a thread that is about to end, as it has left.
