@@ -249,6 +249,7 @@
 //!
 //! - `msb_krun` (default): attaching to a VM. Without it the stream and the in-process guest build without the VMM.
 //! - `agent`: the module `agent`, the guest's end of the port for the agent inside a Linux VM.
+//! - `blk`: krun's own feature of this name, which it needs to capture a VM's devices. It changes nothing in this crate.
 //! - `serde`: [`StreamState`] is `Serialize` and `Deserialize`.
 //! - `test-util`: the module `test_util`, an in-process guest to test a host program or an agent without a VM. It includes the
 //!   module `agent`, without what needs Linux.

@@ -78,7 +78,7 @@ async fn chain() {
     Life::last(from.as_deref(), amount).run("the last life");
 }
 
-/// Restores one capture twice, at the same time. Then once more without a rival.
+/// Restores one capture twice, at the same time.
 async fn fork() {
     let folder = folder();
     let to = folder.path().join("0");

@@ -43,7 +43,9 @@ impl Snapshot {
         )?;
         self.save_memory(vm)?;
 
-        drop(checkpoints);
+        for checkpoint in checkpoints {
+            checkpoint.resume()?;
+        }
         vm.resume(pause)?;
         Ok(())
     }
