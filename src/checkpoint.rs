@@ -239,10 +239,6 @@ impl AgentStream {
     /// assert_eq!(&received, b"hello");
     /// # Ok(()) }
     /// ```
-    #[expect(
-        clippy::result_large_err,
-        reason = "it gives the stream back, as `reunite` gives back the halves"
-    )]
     pub fn into_state(self) -> Result<StreamState, (Self, Error)> {
         match self.host().capture() {
             Ok(state) => Ok(StreamState(state)),

@@ -86,6 +86,7 @@ impl Workers {
 }
 
 #[cfg(all(test, unix, not(tokio_krun_loom)))]
+#[allow(clippy::unwrap_used, reason = "krun's threads do not run tests")]
 mod tests {
     use std::thread;
 

@@ -2,60 +2,57 @@
 
 use crate::models::{bounded, spawn};
 use crate::shared::models::{ends, host_writes, until};
+use crate::shared::{ConsoleSharedState, RingState};
 
-/// What is captured is a piece of the stream, from the position on; and what is left goes on, with every wake.
+/// What was captured is a piece of the stream, from its position on. Returns where it ends.
+fn end_in(stream: &[u8], captured: &RingState) -> usize {
+    let (first, length) = (captured.read as usize, captured.unread.len());
+    assert_eq!(captured.unread, stream[first..first + length]);
+    first + length
+}
+
+fn guest_reads(shared: &ConsoleSharedState, expected: &[u8]) {
+    let (mut received, mut buffer) = (Vec::new(), [0; 2]);
+    while received.len() < expected.len() {
+        let read = until(&shared.rx_data, || shared.guest_read(&mut buffer));
+        received.extend_from_slice(&buffer[..read]);
+    }
+    assert_eq!(received, expected);
+}
+
+/// Of a write that is on its way, all or nothing is captured, and all of it arrives.
 #[test]
-fn capture_beside_write_and_read_is_one_moment() {
-    bounded(2).check(|| {
+fn capture_beside_writes_has_each_or_not() {
+    bounded(3).check(|| {
         let shared = ends(8);
         let host = spawn(&shared, |shared| {
             host_writes(shared, &[1, 2]);
             host_writes(shared, &[3]);
         });
-        let checkpoint = spawn(&shared, |shared| {
-            let rx = shared.capture().unwrap().rx;
-            let first = rx.read as usize;
-            assert_eq!(rx.unread, [1, 2, 3][first..first + rx.unread.len()]);
-            // Of each write all or nothing.
-            assert_ne!(first + rx.unread.len(), 1);
-        });
-        let mut received = Vec::new();
-        let mut buffer = [0; 2];
-        while received.len() < 3 {
-            let read = until(&shared.rx_data, || shared.guest_read(&mut buffer));
-            received.extend_from_slice(&buffer[..read]);
-        }
-        assert_eq!(received, [1, 2, 3]);
+        let end = end_in(&[1, 2, 3], &shared.capture().unwrap().rx);
+        assert_ne!(end, 1);
+        guest_reads(&shared, &[1, 2, 3]);
         host.join().unwrap();
-        checkpoint.join().unwrap();
     });
 }
 
-/// Both directions are of one moment: where the answer is, the request has been read.
+/// A reader that looks while the stream is captured is woken for what it did not find.
 #[test]
-fn capture_never_has_answer_beside_unread_request() {
+fn reader_misses_nothing_beside_capture() {
     bounded(3).check(|| {
         let shared = ends(8);
-        assert_eq!(shared.guest_write(&[1]), Some(1));
-        let host = spawn(&shared, |shared| {
-            let read = shared.host_read(1, |_| {});
-            // It may find nothing, but not because of the capture.
-            assert_eq!(read.unwrap().unwrap(), 1);
-            host_writes(shared, &[2]);
-        });
-        let state = shared.capture().unwrap();
-        assert_eq!(state.tx.read + state.tx.unread.len() as u64, 1);
-        assert!(state.rx.unread.is_empty() || state.tx.unread.is_empty());
-        host.join().unwrap();
-        let state = shared.capture().unwrap();
-        assert_eq!((state.tx.read, &state.rx.unread[..]), (1, &[2][..]));
+        let guest = spawn(&shared, |shared| guest_reads(shared, &[1, 2]));
+        host_writes(&shared, &[1]);
+        assert_eq!(end_in(&[1], &shared.capture().unwrap().rx), 1);
+        host_writes(&shared, &[2]);
+        guest.join().unwrap();
     });
 }
 
-/// The guest sleeps for room in a full ring. A capture beside the read that makes room takes its wake from nobody.
+/// The guest waits for room in a full ring while the host reads and the stream is captured.
 #[test]
 fn writer_is_woken_for_room_beside_capture() {
-    bounded(2).check(|| {
+    bounded(3).check(|| {
         let shared = ends(4);
         assert_eq!(shared.guest_write(&[1, 2, 3, 4]), Some(4));
         let host = spawn(&shared, |shared| {
@@ -66,13 +63,27 @@ fn writer_is_woken_for_room_beside_capture() {
             }
             assert_eq!(received, [1, 2, 3, 4, 5]);
         });
-        let checkpoint = spawn(&shared, |shared| {
-            let tx = shared.capture().unwrap().tx;
-            let first = tx.read as usize;
-            assert_eq!(tx.unread, [1, 2, 3, 4, 5][first..first + tx.unread.len()]);
-        });
+        assert_eq!(end_in(&[1, 2, 3, 4], &shared.capture().unwrap().tx), 4);
         until(&shared.tx_room, || shared.guest_write(&[5]));
         host.join().unwrap();
-        checkpoint.join().unwrap();
+    });
+}
+
+/// Both directions are of one moment: where the answer is, the request has been read.
+#[test]
+fn capture_never_has_answer_beside_unread_request() {
+    bounded(3).check(|| {
+        let shared = ends(8);
+        assert_eq!(shared.guest_write(&[1]), Some(1));
+        let host = spawn(&shared, |shared| {
+            assert_eq!(shared.host_read(1, |_| {}).unwrap().unwrap(), 1);
+            host_writes(shared, &[2]);
+        });
+        let state = shared.capture().unwrap();
+        assert_eq!(end_in(&[1], &state.tx), 1);
+        assert!(state.rx.unread.is_empty() || state.tx.unread.is_empty());
+        host.join().unwrap();
+        let state = shared.capture().unwrap();
+        assert_eq!((state.tx.read, &state.rx.unread[..]), (1, &[2][..]));
     });
 }
