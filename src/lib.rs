@@ -240,6 +240,8 @@
 //!   dropped. With the feature `tracing`, events say which stream the hook waits for.
 //! - **The VM does not pause its devices, or does not stop.** krun waits for its TX thread here too. Read, drop or close the stream, or
 //!   [`quiesce`](PortHandle::quiesce) the port. Before a checkpoint, pause the vCPUs first.
+//! - **A restored VM's agent reads or sends from the middle of a frame.** krun saves no byte that is between guest and host. Save
+//!   them with [`PortHandle::checkpoint`], and save what your codec holds.
 //! - **Reads fail with `UnexpectedEof`.** The guest's bytes found no room and were discarded from there on: either the
 //!   [`stall_timeout`](Options::stall_timeout) passed, or the port was [quiesced](PortHandle::quiesce) while the vCPUs ran.
 //! - **A frame is wrong after the agent was restarted.** The agent stopped in the middle of a frame, and your codec completed

@@ -456,7 +456,8 @@ impl Guest {
     ///
     /// # Examples
     ///
-    /// A checkpoint of a VM whose host does not read meanwhile. The order matters: see [`PortHandle::quiesce`](crate::PortHandle::quiesce).
+    /// A pause with its devices, of a VM whose host does not read meanwhile. The order matters: see
+    /// [`PortHandle::quiesce`](crate::PortHandle::quiesce). For a checkpoint, see [`GuestState`].
     ///
     /// ```
     /// # use tokio::io::{AsyncReadExt, AsyncWriteExt};
