@@ -117,9 +117,10 @@ pub use split::{OwnedReadHalf, OwnedWriteHalf, ReadHalf, ReuniteError, WriteHalf
 ///
 /// A blocking write would behave differently: in Linux, it never returns once the host has hung up.
 ///
-/// krun reports end of file a moment before the hang-up, so a write in between may still succeed. A
-/// hang-up is final: one port carries one connection. The host's program cannot exit and leave the
-/// VM running, because the VM is part of its process.
+/// krun reports end of file a moment before the hang-up, so a write in between may still succeed. It
+/// needs a free buffer of the port for that. While all of them hold what you have not read, usually 32
+/// buffers of up to 4 KiB each, no hang-up shows. A hang-up is final: one port carries one connection.
+/// The host's program cannot exit and leave the VM running, because the VM is part of its process.
 ///
 /// # Writing
 ///

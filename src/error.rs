@@ -9,12 +9,15 @@ use std::io;
 ///
 /// | error | [`io::ErrorKind`] |
 /// | --- | --- |
-/// | [`Capacity`](Error::Capacity), [`TooLong`](Error::TooLong) | [`InvalidInput`](io::ErrorKind::InvalidInput) |
+/// | [`Capacity`](Error::Capacity), [`TooLong`](Error::TooLong), [`StateTooLarge`](Error::StateTooLarge) | [`InvalidInput`](io::ErrorKind::InvalidInput) |
 /// | [`NoRuntime`](Error::NoRuntime), [`NoIoDriver`](Error::NoIoDriver), [`NoTimer`](Error::NoTimer), [`RuntimeGone`](Error::RuntimeGone) | [`Other`](io::ErrorKind::Other) |
 /// | [`PipeInUse`](Error::PipeInUse) | [`AddrInUse`](io::ErrorKind::AddrInUse) |
 /// | [`Os`](Error::Os) | the kind of the system's error |
 /// | [`ShutDown`](Error::ShutDown), [`GuestGone`](Error::GuestGone) | [`BrokenPipe`](io::ErrorKind::BrokenPipe) |
 /// | [`CutOff`](Error::CutOff) | [`UnexpectedEof`](io::ErrorKind::UnexpectedEof) |
+/// | [`NotAtRest`](Error::NotAtRest) | [`ResourceBusy`](io::ErrorKind::ResourceBusy) |
+/// | [`InPipe`](Error::InPipe), [`StateVersion`](Error::StateVersion) | [`Unsupported`](io::ErrorKind::Unsupported) |
+/// | [`StateDamaged`](Error::StateDamaged) | [`InvalidData`](io::ErrorKind::InvalidData) |
 ///
 /// One error holds no `Error`: the `try_` methods return [`WouldBlock`](io::ErrorKind::WouldBlock)
 /// instead of waiting.
@@ -122,6 +125,37 @@ pub enum Error {
          quiesced or within the stall timeout: read in time, or choose a larger capacity"
     )]
     CutOff,
+    /// The stream cannot be [captured](crate::Checkpoint::capture) now, as a thread of krun's is still at its port.
+    #[error(
+        "krun is still at the port: pause the vCPUs and capture the console's device state first"
+    )]
+    NotAtRest,
+    /// The stream cannot be [captured](crate::Checkpoint::capture), as krun may hold bytes for the guest. Only on Windows.
+    #[error(
+        "krun has opened the port's pipe and may hold bytes for the guest, which cannot be captured"
+    )]
+    InPipe,
+    /// A [stream's state](crate::StreamState) is no such state, is cut short, or has changed since it was written.
+    #[error("the stream's state is damaged: it is cut short or has changed since it was written")]
+    StateDamaged,
+    /// A [stream's state](crate::StreamState) was written by a newer version of this crate.
+    #[non_exhaustive]
+    #[error("the stream's state has version {version} of the format, and this build reads only 1")]
+    StateVersion {
+        /// The version of its format.
+        version: u16,
+    },
+    /// A [stream's state](crate::StreamState) has more bytes than there is room for.
+    #[non_exhaustive]
+    #[error(
+        "the stream's state needs a capacity of at least {needs} bytes, and {capacity} were chosen"
+    )]
+    StateTooLarge {
+        /// The smallest capacity that is enough, in bytes.
+        needs: usize,
+        /// The capacity that you chose, in bytes.
+        capacity: usize,
+    },
 }
 
 /// A size in the largest unit that divides it, such as `32 KiB`.
@@ -137,7 +171,9 @@ fn with_unit(bytes: &usize) -> String {
 impl From<Error> for io::Error {
     fn from(error: Error) -> Self {
         let kind = match error {
-            Error::Capacity { .. } | Error::TooLong { .. } => io::ErrorKind::InvalidInput,
+            Error::Capacity { .. } | Error::TooLong { .. } | Error::StateTooLarge { .. } => {
+                io::ErrorKind::InvalidInput
+            }
             Error::NoRuntime | Error::NoIoDriver | Error::NoTimer | Error::RuntimeGone => {
                 io::ErrorKind::Other
             }
@@ -146,6 +182,9 @@ impl From<Error> for io::Error {
             Error::Os(source) => return source,
             Error::ShutDown | Error::GuestGone => io::ErrorKind::BrokenPipe,
             Error::CutOff => io::ErrorKind::UnexpectedEof,
+            Error::NotAtRest => io::ErrorKind::ResourceBusy,
+            Error::InPipe | Error::StateVersion { .. } => io::ErrorKind::Unsupported,
+            Error::StateDamaged => io::ErrorKind::InvalidData,
         };
         io::Error::new(kind, error)
     }

@@ -21,7 +21,7 @@ use tokio::task::coop;
 
 use crate::error::Error;
 use crate::permit::Permit;
-use crate::shared::{Admit, Chunk, ConsoleSharedState};
+use crate::shared::{Admit, Captured, Chunk, ConsoleSharedState};
 use crate::stats::Stats;
 use crate::sys::HostWait;
 
@@ -75,6 +75,10 @@ impl Host {
 
     pub(crate) fn has_guest_opened(&self) -> bool {
         self.shared.host_sees_guest() == Some(true)
+    }
+
+    pub(crate) fn capture(&self) -> Result<Captured, Error> {
+        self.shared.capture()
     }
 
     pub(crate) fn stats(&self) -> Stats {

@@ -244,6 +244,8 @@
 //!   dropped. With the feature `tracing`, events say which stream the hook waits for.
 //! - **The VM does not pause its devices, or does not stop.** krun waits for its TX thread here too. Read, drop or close the stream, or
 //!   [`quiesce`](PortHandle::quiesce) the port. Before a checkpoint, pause the vCPUs first.
+//! - **A restored VM's agent reads or sends from the middle of a frame.** krun saves no byte that is between guest and host. Save
+//!   them with [`PortHandle::checkpoint`], and save what your codec holds.
 //! - **Reads fail with `UnexpectedEof`.** The guest's bytes found no room and were discarded from there on: either the
 //!   [`stall_timeout`](Options::stall_timeout) passed, or the port was [quiesced](PortHandle::quiesce) while the vCPUs ran.
 //! - **A frame is wrong after the agent was restarted.** The agent stopped in the middle of a frame, and your codec completed
@@ -253,6 +255,8 @@
 //!
 //! - `msb_krun` (default): attaching to a VM. Without it the stream and the in-process guest build without the VMM.
 //! - `agent`: the module `agent`, the guest's end of the port for the agent inside a Linux VM.
+//! - `blk`: krun's own feature of this name, which it needs to capture a VM's devices. It changes nothing in this crate.
+//! - `serde`: [`StreamState`] is `Serialize` and `Deserialize`.
 //! - `test-util`: the module `test_util`, an in-process guest to test a host program or an agent without a VM. It includes the
 //!   module `agent`, without what needs Linux.
 //! - `tonic014`: the module `tonic014`, either end as the connection of a tonic 0.14 server. A client needs no feature.
@@ -285,6 +289,7 @@
 )]
 pub mod agent;
 mod carry;
+mod checkpoint;
 mod chunks;
 mod error;
 mod foreign;
@@ -297,6 +302,7 @@ mod port;
 mod shared;
 mod split;
 mod split_owned;
+mod state;
 mod stats;
 mod stream;
 mod sync;
@@ -308,6 +314,11 @@ pub mod test_util;
 #[cfg_attr(docsrs, doc(cfg(feature = "tonic014")))]
 pub mod tonic014;
 mod trace;
+
+/// Runs the program in `docs/checkpoint.md`.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/checkpoint.md")]
+struct Checkpoints;
 
 /// Compiles the examples in `docs/migration.md`.
 #[cfg(doctest)]
@@ -324,6 +335,7 @@ struct OneVmAProcess;
 struct Readme;
 
 pub use carry::{Carried, Carry, CarryError, CarryParts, Ended, carry};
+pub use checkpoint::Checkpoint;
 pub use chunks::{Chunks, ReadChunks, WriteChunks};
 pub use error::Error;
 pub use options::Options;
@@ -331,6 +343,7 @@ pub use permit::Permit;
 pub use port::{AgentPort, PortHandle};
 pub use split::{ReadHalf, WriteHalf};
 pub use split_owned::{OwnedReadHalf, OwnedWriteHalf, ReuniteError};
+pub use state::StreamState;
 pub use stats::{RingStats, Stats};
 pub use stream::AgentStream;
 #[cfg(unix)]

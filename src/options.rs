@@ -340,11 +340,20 @@ impl Options {
     /// # Ok(()) }
     /// ```
     pub fn create(&self) -> Result<(AgentStream, AgentPort), Error> {
+        self.create_with(|_| {})
+    }
+
+    /// `prepare` comes before anybody uses the rings.
+    pub(crate) fn create_with(
+        &self,
+        prepare: impl FnOnce(&ConsoleSharedState),
+    ) -> Result<(AgentStream, AgentPort), Error> {
         self.validate()?;
         if Handle::try_current().is_err() {
             return Err(Error::NoRuntime);
         }
         let shared = Arc::new(ConsoleSharedState::new(self).map_err(Error::Os)?);
+        prepare(&shared);
         // tokio has no way to ask for an I/O driver. It panics here without one, and for no other reason.
         panic::catch_unwind(AssertUnwindSafe(|| {
             let stream = AgentStream::register(Arc::clone(&shared));

@@ -480,9 +480,15 @@ impl fmt::Debug for PortHandle {
 }
 
 impl PortHandle {
+    /// `None` once both ends are gone.
+    pub(crate) fn shared(&self) -> Option<Arc<ConsoleSharedState>> {
+        self.shared.upgrade()
+    }
+
     /// Stops the guest's writes from waiting for room, including one that already waits in a full ring.
     ///
-    /// Call it before krun stops the VM's devices, if you may not be reading at that time.
+    /// Call it before krun stops the VM's devices, if you may not be reading at that time. For a checkpoint of a VM, call
+    /// [`checkpoint`](Self::checkpoint) instead, which also ends it.
     ///
     /// krun stops a port by joining the thread that carries the guest's bytes, without notice to the
     /// port. If you do not read and that thread waits for room, the VM neither ends nor comes to rest

@@ -11,6 +11,7 @@
 
 #![deny(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
+mod checkpoint;
 mod held;
 mod latch;
 #[cfg(all(test, tokio_krun_loom))]
@@ -23,6 +24,7 @@ mod latch;
 mod models;
 mod ring;
 mod signal;
+mod workers;
 
 use std::cell::Cell;
 use std::io::{self, IoSlice};
@@ -40,11 +42,15 @@ use crate::stats::{RingStats, Stats};
 use crate::sync::{AtomicBool, AtomicU64, Ordering, fence};
 use crate::sys;
 use crate::trace::Trace;
+pub(crate) use checkpoint::Captured;
 use held::Held;
 use latch::Latch;
-pub(crate) use ring::{Admit, Chunk, Given};
+pub(crate) use ring::{Admit, Chunk, Given, RingState};
 use ring::{ReadChunk, Refused, Ring, USUAL_CHUNK};
 pub(crate) use signal::{Signal, Wake};
+#[cfg(any(test, feature = "test-util"))]
+pub(crate) use workers::Worker;
+pub(crate) use workers::Workers;
 
 /// A small capacity is cut into this many chunks.
 const LEAST_CHUNKS: usize = 8;
@@ -74,6 +80,11 @@ pub(crate) struct ConsoleSharedState {
     guest_opened: AtomicBool,
     /// The guest's writes must not wait; see [`PortHandle::quiesce`](crate::PortHandle::quiesce).
     quiesced: AtomicBool,
+    /// Those that a checkpoint waits for.
+    pub(crate) workers: Workers,
+    /// krun has opened the pipe.
+    #[cfg(windows)]
+    is_piped: AtomicBool,
     /// How long a side that finds nothing looks again before it sleeps.
     busy_poll: Duration,
     /// How long a guest's write waits for room; see [`Options::stall_timeout`](crate::Options::stall_timeout).
@@ -109,6 +120,9 @@ impl ConsoleSharedState {
             hang_up_on_drop: options.hang_up_on_drop,
             guest_opened: AtomicBool::new(false),
             quiesced: AtomicBool::new(false),
+            workers: Workers::default(),
+            #[cfg(windows)]
+            is_piped: AtomicBool::new(false),
             busy_poll: options.busy_poll,
             stall_timeout: options.stall_timeout,
             host_gone: Latch::default(),
@@ -655,6 +669,12 @@ impl ConsoleSharedState {
 
     pub(crate) fn trace(&self) -> &Trace {
         &self.trace
+    }
+
+    /// krun has opened the pipe, and may keep bytes for the guest from now on.
+    #[cfg(windows)]
+    pub(crate) fn mark_piped(&self) {
+        self.is_piped.store(true, Ordering::Relaxed);
     }
 
     /// A client of another process came in place of krun.

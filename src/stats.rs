@@ -36,7 +36,8 @@ pub struct Stats {
     pub rx: RingStats,
 }
 
-/// One direction's part of [`Stats`]. Totals count from the creation of the stream.
+/// One direction's part of [`Stats`]. Totals count from the creation of the stream. Only `bytes` goes on from where it was in a
+/// [restored](crate::Options::restore) one.
 ///
 /// # Examples
 ///

@@ -8,7 +8,7 @@ use std::ops::Range;
 pub(crate) use {
     crossbeam_queue::ArrayQueue,
     std::sync::{
-        Arc, Mutex,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence},
     },
 };
@@ -19,7 +19,7 @@ pub(crate) use {
         Arc,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence},
     },
-    model::{Accesses, ArrayQueue, Count, Mutex},
+    model::{Accesses, ArrayQueue, Count, Mutex, MutexGuard},
 };
 
 #[cfg(all(test, tokio_krun_loom))]
@@ -70,14 +70,14 @@ impl Count {
 /// Locks, even if another thread panicked while it held the lock. What these mutexes guard is consistent between any two
 /// statements, and krun's threads must not panic.
 #[cfg(not(all(test, tokio_krun_loom)))]
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex
         .lock()
         .unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 #[cfg(all(test, tokio_krun_loom))]
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> model::MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     loop {
         match mutex.try_lock() {
             Some(guard) => return guard,
@@ -88,7 +88,7 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> model::MutexGuard<'_, T> {
 
 /// Locks if no other thread holds the lock.
 #[cfg(not(all(test, tokio_krun_loom)))]
-pub(crate) fn try_lock<T>(mutex: &Mutex<T>) -> Option<std::sync::MutexGuard<'_, T>> {
+pub(crate) fn try_lock<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
     match mutex.try_lock() {
         Ok(guard) => Some(guard),
         Err(std::sync::TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
@@ -97,7 +97,7 @@ pub(crate) fn try_lock<T>(mutex: &Mutex<T>) -> Option<std::sync::MutexGuard<'_, 
 }
 
 #[cfg(all(test, tokio_krun_loom))]
-pub(crate) fn try_lock<T>(mutex: &Mutex<T>) -> Option<model::MutexGuard<'_, T>> {
+pub(crate) fn try_lock<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
     mutex.try_lock()
 }
 

@@ -116,6 +116,7 @@ mod inline;
 mod machine;
 mod park;
 mod port;
+mod state;
 mod threads;
 #[cfg(unix)]
 mod unix;
@@ -135,6 +136,7 @@ pub use builder::GuestBuilder;
 use machine::Machine;
 pub(crate) use machine::open_in_process;
 pub(crate) use port::Port;
+pub use state::GuestState;
 #[cfg(unix)]
 use unix as console;
 #[cfg(all(test, unix))]
@@ -454,7 +456,8 @@ impl Guest {
     ///
     /// # Examples
     ///
-    /// A checkpoint of a VM whose host does not read meanwhile. The order matters: see [`PortHandle::quiesce`](crate::PortHandle::quiesce).
+    /// A pause with its devices, of a VM whose host does not read meanwhile. The order matters: see
+    /// [`PortHandle::quiesce`](crate::PortHandle::quiesce). For a checkpoint, see [`GuestState`].
     ///
     /// ```
     /// # use tokio::io::{AsyncReadExt, AsyncWriteExt};

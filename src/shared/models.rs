@@ -16,12 +16,12 @@ use crate::permit::Permit;
 use crate::sync::Kept;
 
 /// Rings of `capacity` bytes, in chunks of an eighth of that.
-fn ends(capacity: usize) -> Arc<ConsoleSharedState> {
+pub(super) fn ends(capacity: usize) -> Arc<ConsoleSharedState> {
     Arc::new(ConsoleSharedState::new(&Options::new().test_capacity(capacity)).unwrap())
 }
 
 /// As every waiting side does: register for the next wake, arm, look, sleep.
-fn until<W: Wake, T>(signal: &Signal<W>, mut look: impl FnMut() -> Option<T>) -> T {
+pub(super) fn until<W: Wake, T>(signal: &Signal<W>, mut look: impl FnMut() -> Option<T>) -> T {
     loop {
         let before = signal.signals();
         signal.arm();
@@ -32,7 +32,7 @@ fn until<W: Wake, T>(signal: &Signal<W>, mut look: impl FnMut() -> Option<T>) ->
     }
 }
 
-fn host_writes(shared: &ConsoleSharedState, bytes: &[u8]) {
+pub(super) fn host_writes(shared: &ConsoleSharedState, bytes: &[u8]) {
     let written = shared.host_write(&[IoSlice::new(bytes)], Admit::Part);
     assert_eq!(written.unwrap().unwrap(), bytes.len());
 }

@@ -26,6 +26,7 @@ mod chunk;
 mod models;
 mod pool;
 mod reader;
+mod state;
 mod writer;
 
 use std::sync::Arc;
@@ -39,6 +40,7 @@ use pool::Pool;
 pub(crate) use pool::USUAL_CHUNK;
 use reader::Reader;
 pub(crate) use reader::{Given, ReadChunk};
+pub(crate) use state::RingState;
 use writer::Writer;
 pub(crate) use writer::{Admit, Refused};
 

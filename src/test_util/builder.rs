@@ -3,8 +3,8 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::Guest;
 use super::machine::{Device, ExitHook, Machine};
+use super::{Guest, GuestState};
 use crate::port::{self, AgentPort};
 
 /// As many names fit into the first buffers of the guest's control queue. krun sends no more.
@@ -48,6 +48,7 @@ pub struct GuestBuilder {
     ports: Vec<(String, AgentPort)>,
     on_exit: Vec<ExitHook>,
     has_threads: bool,
+    pub(super) state: Option<GuestState>,
 }
 
 impl fmt::Debug for GuestBuilder {
@@ -57,6 +58,7 @@ impl fmt::Debug for GuestBuilder {
             .field("ports", &ports.collect::<Vec<_>>())
             .field("on_exit", &self.on_exit.len())
             .field("threads", &self.has_threads)
+            .field("state", &self.state)
             .finish()
     }
 }
@@ -67,6 +69,7 @@ impl GuestBuilder {
             ports: Vec::new(),
             on_exit: Vec::new(),
             has_threads: false,
+            state: None,
         }
     }
 
@@ -156,6 +159,8 @@ impl GuestBuilder {
     /// - Two ports have the same name. krun would let them through, and the agent could open only one of them.
     /// - There are more than 15 ports. From the 16th on, none would have a name.
     ///
+    /// Also if the ports are not those of the state that is [restored](Self::restore).
+    ///
     /// [`AgentPort::attach`]: https://docs.rs/tokio-krun/latest/tokio_krun/struct.AgentPort.html#method.attach
     ///
     /// # Examples
@@ -181,8 +186,19 @@ impl GuestBuilder {
             let is_first = self.ports.iter().position(|(other, _)| other == name) == Some(index);
             assert!(is_first, "two ports have the name {name:?}");
         }
-        let device = |(name, port)| Device::new(name, port, self.has_threads);
-        let devices = self.ports.into_iter().map(device).collect();
+        if let Some(state) = &self.state {
+            let names: Vec<_> = self.ports.iter().map(|(name, _)| name.as_str()).collect();
+            state.check_ports(&names);
+        }
+        let devices = self
+            .ports
+            .into_iter()
+            .enumerate()
+            .map(|(index, (name, port))| {
+                let state = self.state.as_ref().map(|state| state.port(index));
+                Device::new(name, port, self.has_threads, state)
+            });
+        let devices = devices.collect();
         Guest {
             machine: Arc::new(Machine::new(devices, self.on_exit)),
         }

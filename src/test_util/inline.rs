@@ -26,7 +26,7 @@ use super::PANICKED;
 use super::virtqueue::{Kick, Virtqueues};
 use crate::foreign;
 use crate::port::AgentPort;
-use crate::shared::ConsoleSharedState;
+use crate::shared::{ConsoleSharedState, Worker};
 
 #[cfg(windows)]
 use super::windows::RingEnd as End;
@@ -55,6 +55,8 @@ pub(super) struct Inline {
 
 struct State {
     run: Run,
+    /// Counts for both workers while they run.
+    worker: Option<Worker>,
     /// `None` once powered off.
     end: Option<Arc<End>>,
 }
@@ -68,9 +70,14 @@ enum Run {
 }
 
 impl Inline {
-    pub(super) fn new(port: AgentPort, virtqueues: &Arc<Virtqueues>) -> Arc<Self> {
+    /// With `has_workers`, krun had started its workers and stopped them again.
+    pub(super) fn new(
+        port: AgentPort,
+        virtqueues: &Arc<Virtqueues>,
+        has_workers: bool,
+    ) -> Arc<Self> {
         #[cfg(unix)]
-        let end = port.into_backend();
+        let end = port.into_backend().without_threads();
         #[cfg(windows)]
         let end = End::new(port);
         let shared = end.shared();
@@ -78,7 +85,11 @@ impl Inline {
             shared: Arc::clone(&shared),
             virtqueues: Arc::clone(virtqueues),
             state: Mutex::new(State {
-                run: Run::Unopened,
+                run: match has_workers {
+                    true => Run::Stopped,
+                    false => Run::Unopened,
+                },
+                worker: None,
                 end: Some(Arc::new(end)),
             }),
             stop: AtomicBool::new(false),
@@ -122,6 +133,7 @@ impl Inline {
         }
         if state.run == from {
             state.run = Run::Running;
+            state.worker = Some(self.shared.workers.add());
             self.stop.store(false, Ordering::Release);
             self.rx.start();
             self.tx.start();
@@ -150,6 +162,16 @@ impl Inline {
         // Another caller may have seen this first, and started them again.
         if state.run == Run::Stopping {
             state.run = Run::Stopped;
+            state.worker = None;
+        }
+    }
+
+    /// Whether there were workers that have stopped; `None` if they have not.
+    pub(super) fn has_stopped_workers(&self) -> Option<bool> {
+        match lock(&self.state).run {
+            Run::Unopened => Some(false),
+            Run::Stopped => Some(true),
+            Run::Running | Run::Stopping => None,
         }
     }
 

@@ -11,6 +11,7 @@ use tokio::sync::oneshot;
 use super::PANICKED;
 use super::inline::Inline;
 use super::port::Port;
+use super::state::PortState;
 use super::threads::Threads;
 use super::virtqueue::Virtqueues;
 use crate::port::AgentPort;
@@ -117,17 +118,39 @@ enum Krun {
 }
 
 impl Device {
-    pub(super) fn new(name: String, port: AgentPort, has_threads: bool) -> Self {
-        let virtqueues = Arc::default();
+    pub(super) fn new(
+        name: String,
+        port: AgentPort,
+        has_threads: bool,
+        state: Option<&PortState>,
+    ) -> Self {
+        let virtqueues = Arc::new(match state {
+            Some(state) => Virtqueues::restore(&state.queues),
+            None => Virtqueues::default(),
+        });
+        let has_workers = state.is_some_and(|state| state.has_workers);
         let krun = match has_threads {
-            true => Krun::Threads(Threads::new(port, &virtqueues)),
-            false => Krun::Inline(Inline::new(port, &virtqueues)),
+            true => Krun::Threads(Threads::new(port, &virtqueues, has_workers)),
+            false => Krun::Inline(Inline::new(port, &virtqueues, has_workers)),
         };
         Self {
             name,
             virtqueues,
             krun,
         }
+    }
+
+    /// `None` unless it is at rest.
+    pub(super) fn capture(&self) -> Option<PortState> {
+        let has_workers = match &self.krun {
+            Krun::Inline(krun) => krun.has_stopped_workers(),
+            Krun::Threads(krun) => krun.has_stopped_workers(),
+        }?;
+        Some(PortState {
+            name: self.name.clone(),
+            has_workers,
+            queues: self.virtqueues.capture()?,
+        })
     }
 
     /// `machine` has this device.

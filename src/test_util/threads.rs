@@ -27,12 +27,16 @@ enum Run {
 }
 
 impl Threads {
-    pub(super) fn new(port: AgentPort, virtqueues: &Arc<Virtqueues>) -> Self {
+    /// With `has_workers`, krun had started its workers and stopped them again.
+    pub(super) fn new(port: AgentPort, virtqueues: &Arc<Virtqueues>, has_workers: bool) -> Self {
         Self {
             handle: port.handle(),
             virtqueues: Arc::clone(virtqueues),
             console: Mutex::new(Some(Arc::new(Console::new(port)))),
-            workers: Mutex::new(Run::Unopened),
+            workers: Mutex::new(match has_workers {
+                true => Run::Stopped,
+                false => Run::Unopened,
+            }),
         }
     }
 
@@ -97,6 +101,15 @@ impl Threads {
         }
     }
 
+    /// Whether there were workers that have stopped; `None` if they have not.
+    pub(super) fn has_stopped_workers(&self) -> Option<bool> {
+        match &*self.workers() {
+            Run::Unopened => Some(false),
+            Run::Stopped => Some(true),
+            Run::Running(_) | Run::Stopping(_) => None,
+        }
+    }
+
     /// Ends the guest's side of the port. Its workers have stopped, or nobody waits for them any more.
     pub(super) fn end(&self) {
         self.ask_to_stop();
@@ -141,7 +154,11 @@ impl Workers {
         let worker = |name, work: fn(&Console, &Virtqueues, &AtomicBool)| {
             let (console, virtqueues) = (Arc::clone(console), Arc::clone(virtqueues));
             let stop = Arc::clone(&stop);
-            Worker::start(name, move || work(&console, &virtqueues, &stop))
+            Worker::start(name, move || {
+                work(&console, &virtqueues, &stop);
+                // Before the thread says that it has ended.
+                console.leave();
+            })
         };
         let rx = worker("krun-rx", console::process_rx)?;
         let tx = worker("krun-tx", console::process_tx).inspect_err(|_| {

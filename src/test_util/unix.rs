@@ -45,6 +45,11 @@ impl Console {
         Ok(())
     }
 
+    /// The current thread is krun's no more.
+    pub(super) fn leave(&self) {
+        self.backend.leave();
+    }
+
     pub(super) fn wake_reader(&self) {
         self.stop_wake().signal();
     }

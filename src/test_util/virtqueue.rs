@@ -34,6 +34,8 @@ pub(super) struct Virtqueues {
 #[derive(Default)]
 struct State {
     guest_connected: bool,
+    /// The port was open when the guest was captured, and its agent has not come for it yet.
+    is_to_be_taken_over: bool,
     host_gone: bool,
     /// The guest has begun to power off: nobody opens the port any more.
     is_powering_off: bool,
@@ -49,6 +51,49 @@ struct State {
     tx_busy: bool,
     rx_worker: Worker,
     tx_worker: Worker,
+}
+
+/// What a checkpoint saves of both queues.
+#[derive(Clone)]
+pub(super) struct Queues {
+    guest_connected: bool,
+    host_gone: bool,
+    rx_used: VecDeque<Vec<u8>>,
+    rx_taken: usize,
+    tx_avail: VecDeque<Vec<u8>>,
+}
+
+impl Virtqueues {
+    /// `None` unless the CPUs stand still. krun's workers do, too.
+    pub(super) fn capture(&self) -> Option<Queues> {
+        let state = self.state();
+        (state.paused && !state.tx_busy && !state.powered_off).then(|| Queues {
+            guest_connected: state.guest_connected,
+            host_gone: state.host_gone,
+            rx_used: state.rx_used.clone(),
+            rx_taken: state.rx_taken,
+            tx_avail: state.tx_avail.clone(),
+        })
+    }
+
+    /// The CPUs stand still at first.
+    pub(super) fn restore(queues: &Queues) -> Self {
+        let queues = queues.clone();
+        let state = State {
+            guest_connected: queues.guest_connected,
+            is_to_be_taken_over: queues.guest_connected,
+            host_gone: queues.host_gone,
+            paused: true,
+            rx_used: queues.rx_used,
+            rx_taken: queues.rx_taken,
+            tx_avail: queues.tx_avail,
+            ..State::default()
+        };
+        Self {
+            state: Mutex::new(state),
+            ..Self::default()
+        }
+    }
 }
 
 /// A worker of krun's, as the driver knows it.
@@ -113,7 +158,7 @@ impl Virtqueues {
         if state.is_powering_off {
             return Err(io::ErrorKind::NotConnected.into());
         }
-        if state.guest_connected {
+        if state.guest_connected && !std::mem::take(&mut state.is_to_be_taken_over) {
             return Err(io::ErrorKind::ResourceBusy.into());
         }
         state.guest_connected = true;

@@ -13,7 +13,9 @@ use std::task::Poll;
 use bytes::{Bytes, BytesMut};
 use futures::{SinkExt, StreamExt};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
-use tokio_krun::{Chunks, Options, OwnedReadHalf, OwnedWriteHalf, Permit, PortHandle};
+use tokio_krun::{
+    Chunks, Error, Options, OwnedReadHalf, OwnedWriteHalf, Permit, PortHandle, StreamState,
+};
 
 use crate::common::{self, Backend, SMALL};
 
@@ -100,6 +102,10 @@ pub(crate) enum Step {
     /// Polled once, and dropped if pending.
     ReadAvailable(usize, usize),
     Close(By),
+    /// Captures the stream and compares a copy of it. Goes on as it was.
+    Fork,
+    /// Captures the stream and goes on with a restored one.
+    Restore,
 }
 
 /// What is written with a permit.
@@ -129,6 +135,7 @@ impl Step {
                 | Self::DropWrite
                 | Self::ForgetWrite
                 | Self::Reunite
+                | Self::Restore
         )
     }
 }
@@ -235,6 +242,8 @@ struct Run {
     backend: Option<Backend>,
     handle: PortHandle,
     held: Vec<(Bytes, Vec<u8>)>,
+    /// The test has called krun's end since it left it.
+    called: bool,
 }
 
 /// Copies slices: going byte by byte would take most of a debug build's time.
@@ -283,16 +292,19 @@ fn kind<T: std::fmt::Debug>(result: io::Result<T>) -> io::ErrorKind {
     result.unwrap_err().kind()
 }
 
+fn options(setup: Setup) -> Options {
+    let options = if setup.capacity < Options::MIN_CAPACITY {
+        Options::new().test_capacity(setup.capacity)
+    } else {
+        Options::new().capacity(setup.capacity)
+    };
+    options.hang_up_on_drop(setup.hang_up_on_drop)
+}
+
 impl Run {
     /// The writing half is not part of it, as permits borrow that.
     fn new(setup: Setup) -> (Self, Option<OwnedWriteHalf>) {
-        let options = if setup.capacity < Options::MIN_CAPACITY {
-            Options::new().test_capacity(setup.capacity)
-        } else {
-            Options::new().capacity(setup.capacity)
-        };
-        let options = options.hang_up_on_drop(setup.hang_up_on_drop);
-        let (stream, port) = options.create().unwrap();
+        let (stream, port) = options(setup).create().unwrap();
         let (read, write) = stream.into_split();
         let run = Self {
             setup,
@@ -301,6 +313,7 @@ impl Run {
             handle: port.handle(),
             backend: Some(common::backend(port)),
             held: Vec::new(),
+            called: false,
         };
         (run, Some(write))
     }
@@ -491,13 +504,19 @@ impl Run {
                 self.handle.resume();
                 self.model.quiesced = false;
             }
+            Step::Fork => {
+                if let Some(state) = self.capture() {
+                    self.compare_copy(&state);
+                }
+            }
             Step::Write(_)
             | Step::SendChunk(_)
             | Step::ShutDown
             | Step::HangUp
             | Step::DropWrite
             | Step::ForgetWrite
-            | Step::Reunite => unreachable!("needs the whole writing half"),
+            | Step::Reunite
+            | Step::Restore => unreachable!("needs the whole writing half"),
         }
     }
 
@@ -548,6 +567,7 @@ impl Run {
                     self.end();
                 }
             },
+            Step::Restore => self.restore(write),
             _ => unreachable!("needs no more than a borrow of the writing half"),
         }
         self.check();
@@ -610,6 +630,116 @@ impl Run {
         }
     }
 
+    /// Captures the stream by reference. `None` if it cannot be captured, for the right reason.
+    fn capture(&mut self) -> Option<StreamState> {
+        let checkpoint = self.handle.checkpoint();
+        self.model.quiesced = false;
+        if let Some(backend) = &self.backend {
+            // At the guest's end of the rings nobody is counted.
+            if self.called && !self.model.cut_off && cfg!(unix) {
+                assert!(matches!(checkpoint.capture(), Err(Error::NotAtRest)));
+            }
+            common::leave(backend);
+            self.called = false;
+        }
+        let captured = checkpoint.capture();
+        self.check_captured(captured)
+    }
+
+    fn check_captured(&self, captured: Result<StreamState, Error>) -> Option<StreamState> {
+        let model = &self.model;
+        match captured {
+            Err(Error::CutOff) => assert!(model.cut_off),
+            Err(Error::GuestGone) => assert!(model.guest_gone),
+            Err(error) => panic!("{error}"),
+            Ok(state) => {
+                assert!(!model.cut_off && !model.guest_gone);
+                let stats = state.stats();
+                assert_eq!(stats.tx.queued, model.tx.len() as u64);
+                assert_eq!(stats.rx.queued, model.rx.len() as u64);
+                let now = self.handle.stats();
+                assert_eq!(
+                    (stats.tx.bytes, stats.rx.bytes),
+                    (now.tx.bytes, now.rx.bytes)
+                );
+                let mut written = Vec::new();
+                state.write_to(&mut written).unwrap();
+                let mut rest = &written[..];
+                assert_eq!(StreamState::read_from(&mut rest).unwrap(), state);
+                assert!(rest.is_empty());
+                return Some(state);
+            }
+        }
+        None
+    }
+
+    /// Both ends of a restored stream have what the queues have.
+    fn compare_copy(&self, state: &StreamState) {
+        let (stream, port) = options(self.setup).restore(state).unwrap();
+        let backend = common::backend(port);
+        let model = &self.model;
+        assert_eq!(stream.has_guest_opened(), model.guest_opened);
+        if !model.host_ended {
+            let mut tx = vec![0; model.tx.len() + 1];
+            let read = stream.try_read(&mut tx).unwrap_or(0);
+            assert!(model.tx == &tx[..read], "the copy differs towards the host");
+        }
+        let mut rx = vec![0; model.rx.len() + 1];
+        let read = backend.read(&mut rx).unwrap_or(0);
+        assert!(
+            model.rx == &rx[..read],
+            "the copy differs towards the guest"
+        );
+    }
+
+    fn restore(&mut self, write: &mut Option<OwnedWriteHalf>) {
+        let state = match (self.read.take(), write.take()) {
+            (Some(read), Some(half)) => {
+                self.model.quiesced = false;
+                self.handle.resume();
+                if let Some(backend) = &self.backend {
+                    common::leave(backend);
+                    self.called = false;
+                }
+                match read.reunite(half).unwrap().into_state() {
+                    Ok(state) => self.check_captured(Ok(state)),
+                    Err((stream, error)) => {
+                        let (read, half) = stream.into_split();
+                        (self.read, *write) = (Some(read), Some(half));
+                        self.check_captured(Err(error))
+                    }
+                }
+            }
+            (read, half) => {
+                (self.read, *write) = (read, half);
+                self.capture()
+            }
+        };
+        let Some(state) = state else { return };
+        let (had_read, had_write) = (self.read.is_some(), write.is_some());
+        let is_by_value = !had_read && !had_write && !self.model.host_ended;
+        let (stream, port) = options(self.setup).restore(&state).unwrap();
+        (self.read, *write) = (None, None);
+        self.handle = port.handle();
+        self.backend = Some(common::backend(port));
+        (self.model.gave_data, self.model.discarded) = (false, 0);
+        let (read, half) = stream.into_split();
+        if had_read || is_by_value {
+            self.read = Some(read);
+        } else if self.model.read_stopped {
+            drop(read);
+        } else {
+            read.forget();
+        }
+        if had_write || is_by_value {
+            *write = Some(half);
+        } else if self.model.host_closed {
+            drop(half);
+        } else {
+            half.forget();
+        }
+    }
+
     fn check(&self) {
         let stats = self.handle.stats();
         assert_eq!(stats.tx.discarded, self.model.discarded);
@@ -638,6 +768,7 @@ impl Run {
         let capacity = self.setup.capacity;
         let queued = self.handle.stats().tx.queued as usize;
         let written = backend.write(&bytes);
+        self.called = true;
         let model = &mut self.model;
         model.guest_opened = true;
         if model.read_stopped || model.cut_off {
@@ -664,6 +795,7 @@ impl Run {
         let Some(backend) = &self.backend else { return };
         let mut buffer = vec![0; length];
         let read = backend.read(&mut buffer);
+        self.called = true;
         let model = &mut self.model;
         model.guest_opened = true;
         if length == 0 {

@@ -7,6 +7,8 @@
 //! the test reached its end and the agent did not fail.
 
 mod carried;
+#[cfg(feature = "blk")] // with it, krun can capture a VM's devices
+mod checkpoint;
 mod ends;
 mod names;
 #[path = "agent/src/pattern.rs"]
@@ -56,6 +58,8 @@ fn tests() -> impl Iterator<Item = &'static (&'static str, scenarios::Scenario)>
         virtio_port::ALL,
         protocols::ALL,
         soak::ALL,
+        #[cfg(feature = "blk")]
+        checkpoint::ALL,
     ]
     .into_iter()
     .flatten()

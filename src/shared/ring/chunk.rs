@@ -107,11 +107,12 @@ impl Open {
         let (now, later) = source.split_at(source.len().min(space));
         let end = written.saturating_add(now.len());
         storage.accesses.write(written..end);
+        let target = storage.start.wrapping_add(written);
         // SAFETY: `written..end` lies within the memory. Nobody else writes to it, as this is the only handle that
         // appends and it is borrowed mutably. Nobody reads it, as readers stop at `state`. `source` is not part of it:
         // it is borrowed, and no reference to memory after `state` was ever given out.
         unsafe {
-            ptr::copy_nonoverlapping(now.as_ptr(), storage.start.add(written), now.len());
+            ptr::copy_nonoverlapping(now.as_ptr(), target, now.len());
         }
         // Pairs with the load in `state`.
         storage.state.store(end, Ordering::Release);

@@ -15,7 +15,7 @@ const WELL_FED: u64 = 64 * 1024;
 #[derive(Default)]
 pub(super) struct Reader {
     /// The chunk that is being read. The writer may still append to it.
-    current: Option<Chunk>,
+    pub(super) current: Option<Chunk>,
 }
 
 /// What [`Ring::read_chunk`] has taken away.

@@ -43,7 +43,7 @@ pub(super) struct Writer {
     /// The chunk that is being filled: neither empty nor full.
     pub(super) open: Option<Open>,
     /// The last value seen of [`Ring::released`], which only grows.
-    released: u64,
+    pub(super) released: u64,
 }
 
 impl Ring {
@@ -231,7 +231,7 @@ impl Ring {
     /// There is always a slot. Of full chunks, at most `chunks` are in the queue, or twice that under
     /// [`Admit::Quiesced`], which is the guest's, who never writes `Given` ones. Every other chunk but the last goes
     /// in only while it [leaves](Self::has_slots_for_given) `chunks` and one more slots free.
-    fn enqueue(&self, chunk: Chunk) {
+    pub(super) fn enqueue(&self, chunk: Chunk) {
         let refused = self.queue.push(chunk).is_err();
         debug_assert!(!refused, "more chunks than there are slots");
     }

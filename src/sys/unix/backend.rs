@@ -68,6 +68,7 @@ pub(crate) struct PortOptions {}
 /// 12. What the host writes before the guest has opened its port is kept.
 /// 13. You cannot detect that the guest closed its port: krun only logs it.
 /// 14. Nothing is lost when krun ends its threads and starts new ones on the same backend.
+/// 15. A checkpoint waits for the threads that have called, see [`leave`](Self::leave).
 ///
 /// You may call the methods from any thread, but they are made for krun: one thread at a time reads, and one writes and
 /// waits.
@@ -97,6 +98,8 @@ pub(crate) struct PortOptions {}
 #[must_use = "dropping the backend ends the stream"]
 pub struct AgentConsoleBackend {
     shared: Arc<ConsoleSharedState>,
+    /// Whether a thread that calls is one of krun's workers.
+    callers_are_workers: bool,
     /// Whether a `read` has returned data since krun last waited. Only the RX thread uses it.
     gave_data: AtomicBool,
     /// Whether the signals so far were taken since krun last waited. Only the RX thread uses it.
@@ -107,6 +110,7 @@ impl AgentConsoleBackend {
     pub(crate) fn new(shared: Arc<ConsoleSharedState>) -> Self {
         Self {
             shared,
+            callers_are_workers: true,
             gave_data: AtomicBool::new(false),
             took_signals: AtomicBool::new(false),
         }
@@ -157,7 +161,7 @@ impl AgentConsoleBackend {
     /// # Ok(()) }
     /// ```
     pub fn read(&self, buf: &mut [u8]) -> io::Result<usize> {
-        self.shared.mark_guest_opened();
+        self.enter();
         if buf.is_empty() {
             // Rule 1. And rule 3: the descriptor must not stay readable, or krun would come back at once with the
             // same empty buffer.
@@ -184,6 +188,49 @@ impl AgentConsoleBackend {
                 Err(io::ErrorKind::WouldBlock.into())
             }
         }
+    }
+
+    /// Each call of a worker's begins with this.
+    fn enter(&self) {
+        if self.callers_are_workers {
+            self.shared.workers.enter();
+        }
+        self.shared.mark_guest_opened();
+    }
+
+    /// Says that the current thread is at the port no more, until it calls again.
+    ///
+    /// A [checkpoint](crate::PortHandle::checkpoint) is possible only once all threads that have called
+    /// [`read`](Self::read) or [`write`](Self::write) are gone. krun's end with each checkpoint, and a thread that ends counts
+    /// no more. A VMM whose threads live on says so with this call.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tokio_krun::{AgentStream, Error};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+    /// # let (stream, port) = AgentStream::pair()?;
+    /// # let handle = port.handle();
+    /// # let backend = port.into_backend();
+    /// // This thread plays krun, and does not end.
+    /// backend.write(b"from the guest")?;
+    /// let checkpoint = handle.checkpoint();
+    /// assert!(matches!(checkpoint.capture(), Err(Error::NotAtRest)));
+    ///
+    /// backend.leave();
+    /// let state = checkpoint.capture()?;
+    /// assert_eq!(state.stats().tx.queued, 14);
+    /// # Ok(()) }
+    /// ```
+    pub fn leave(&self) {
+        self.shared.workers.leave();
+    }
+
+    /// For workers that are no threads: who plays them counts them.
+    #[cfg(any(test, feature = "test-util"))]
+    pub(crate) fn without_threads(mut self) -> Self {
+        self.callers_are_workers = false;
+        self
     }
 
     #[cfg(any(test, feature = "test-util"))]
@@ -237,7 +284,7 @@ impl AgentConsoleBackend {
     /// # Ok(()) }
     /// ```
     pub fn write(&self, buf: &[u8]) -> io::Result<usize> {
-        self.shared.mark_guest_opened();
+        self.enter();
         if buf.is_empty() {
             thread::sleep(EMPTY_WRITE);
             return Ok(0);

@@ -72,6 +72,7 @@ impl Carrier {
             // The pipe cannot be connected, or one of its ends has gone.
             First::Left(Err(_)) | First::Right(_) => return,
         }
+        self.guest.shared.mark_piped();
         self.guest.shared.mark_guest_opened();
         let mut inbound = Inbound {
             carrier: &self,

@@ -43,11 +43,30 @@ impl Pattern {
         differs.map_or(Ok(()), Err)
     }
 
+    /// Leaves out `count` bytes of the stream.
+    #[allow(dead_code, reason = "only the host leaves bytes out")]
+    pub fn skip(&mut self, mut count: u64) {
+        while count > 0 && self.used < self.word.len() {
+            self.next_byte();
+            count -= 1;
+        }
+        for _ in 0..count / 8 {
+            self.next_word();
+        }
+        for _ in 0..count % 8 {
+            self.next_byte();
+        }
+    }
+
+    fn next_word(&mut self) {
+        self.state ^= self.state >> 12;
+        self.state ^= self.state << 25;
+        self.state ^= self.state >> 27;
+    }
+
     fn next_byte(&mut self) -> u8 {
         if self.used == self.word.len() {
-            self.state ^= self.state >> 12;
-            self.state ^= self.state << 25;
-            self.state ^= self.state >> 27;
+            self.next_word();
             let output = self.state.wrapping_mul(0x2545_f491_4f6c_dd1d);
             self.word = output.to_le_bytes();
             self.used = 0;

@@ -39,7 +39,8 @@ pub fn run_scenario(name: &str, log: &mut Log) -> io::Result<()> {
         "echo" => block_on(echo()),
         "frames" => block_on(frames()),
         "traffic" => block_on(traffic(AGENT, 0, log)),
-        "ports" => block_on(ports()),
+        "ports" => block_on(ports(&["agent", "agent1", "agent2", "agent3"])),
+        "two-ports" => block_on(ports(&["agent", "agent1"])),
         "late-open" => block_on(late_open()),
         "last-words" => last_words(),
         "flood" => flood(),
@@ -158,9 +159,8 @@ fn none_if_would_block(moved: io::Result<usize>) -> io::Result<Option<usize>> {
     }
 }
 
-/// Runs `traffic` over the ports "agent", "agent1", "agent2" and "agent3" at the same time.
-async fn ports() -> io::Result<()> {
-    let names = [AGENT, "agent1", "agent2", "agent3"];
+/// Runs `traffic` over all these ports at the same time.
+async fn ports(names: &[&str]) -> io::Result<()> {
     let ports = (0..)
         .zip(names)
         .map(|(number, name)| async move { traffic(name, number, &mut Log::new()).await });

@@ -71,6 +71,8 @@ fn device(name: &str) -> io::Result<PathBuf> {
 ///
 /// Reports over the port "control": `r` when the host's bytes are there, `d` when all is done.
 pub async fn hang_up() -> io::Result<()> {
+    // If this hangs, the log says where.
+    let mut log = Log::new();
     let mut control = VirtioPort::open(CONTROL).await?;
     let mut port = VirtioPort::open(AGENT).await?;
     expect(port.write(b"").await? == 0, "an empty write has written")?;
@@ -83,12 +85,15 @@ pub async fn hang_up() -> io::Result<()> {
         !ready.is_read_closed() && !ready.is_write_closed(),
         "closed too early",
     )?;
+    log.say("waits for the host's bytes");
     port.readable().await?;
     control.write_all(b"r").await?;
+    log.say("waits for the hang-up");
     // It is ready for the bytes that are there, so a wait for the hang-up alone would not wait.
     while !port.ready(Interest::READABLE).await?.is_read_closed() {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
+    log.say("the host has hung up");
     let ready = port.ready(Interest::READABLE | Interest::WRITABLE).await?;
     expect(
         ready.is_readable() && ready.is_write_closed(),
