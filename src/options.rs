@@ -106,18 +106,20 @@ impl Options {
     ///
     /// # Memory
     ///
-    /// The capacity is a bound, not an allocation. A ring allocates chunks of 64 KiB (or an eighth of
-    /// the capacity, if that is less) as bytes arrive. It returns them all to a pool when its reader
-    /// finds it empty. Below a capacity of 512 KiB, each ring has a pool of its own, and the stream
-    /// keeps that memory until it is dropped.
+    /// The capacity is a bound, not an allocation. A ring takes chunks of 64 KiB (or an eighth of the
+    /// capacity, if that is less) from a pool as bytes arrive. It returns each as soon as it was read,
+    /// and the last one before its reader sleeps. Below a capacity of 512 KiB, each ring has a pool of
+    /// its own, and the stream keeps that memory until it is dropped.
     ///
     /// However the guest slices its writes, even into single bytes, a direction uses at most its
     /// capacity plus four chunks. Count the capacity twice while the port is
     /// [quiesced](crate::PortHandle::quiesce), or while you hold [`Chunks`](crate::Chunks#reading)
     /// that you have read.
     ///
-    /// Add about 200 bytes for each chunk that fits into the capacity. The process also keeps up to
-    /// 32 MiB of free chunks, which all its streams share.
+    /// Add about 500 bytes for each chunk that fits into the capacity. The process also keeps up to
+    /// 32 MiB of free chunks, which all its streams share. While the guest's side and the host's run on
+    /// different cores, it keeps at least 4 MiB: a chunk that another core has just read is slow to
+    /// write to, so it waits until it has left that core's cache.
     ///
     /// # Examples
     ///

@@ -173,7 +173,10 @@ impl ConsoleSharedState {
     /// For the guest, which has found nothing to read.
     #[cfg(unix)]
     pub(crate) fn guest_looks_again(&self) -> LookAgain {
-        self.reader_looks_again(&self.rx_ring)
+        LookAgain {
+            limit: Duration::ZERO,
+            ..self.reader_looks_again(&self.rx_ring)
+        }
     }
 
     fn reader_looks_again(&self, ring: &Ring) -> LookAgain {

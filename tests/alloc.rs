@@ -66,7 +66,8 @@ fn bytes_both_ways_allocate_nothing_once_rings_were_full() {
     let count = allocations(1000, async |starts_round| {
         let (mut stream, backend) = pair();
         for round in 0.. {
-            let length = if round < 200 {
+            // Sometimes the ring is full and begins in the middle of a chunk.
+            let length = if round % 2 == 0 {
                 SMALL
             } else {
                 1 + round * 7919 % SMALL

@@ -73,13 +73,15 @@ struct Put {
     exclusive: AtomicBool,
 }
 
-/// Changed by the reader, under its lock except for `held`.
+/// Changed by the reader, under its lock except for `returned`.
 #[derive(Default)]
 struct Taken {
     /// Bytes read since the start: the position of the next byte to read.
     read: AtomicU64,
-    /// Bytes that were read but still count against the bound, as somebody has a handle to them.
-    held: AtomicU64,
+    /// Of these, the bytes that were copied, or thrown away.
+    copied: AtomicU64,
+    /// Of the others, for which there were handles, the bytes whose handles are gone.
+    returned: AtomicU64,
     /// The position at which the reader last went to sleep.
     slept_at: AtomicU64,
 }
@@ -160,12 +162,12 @@ impl Ring {
 
     /// Too few bytes to spend a chunk's storage or a slot on.
     fn is_small(&self, length: usize) -> bool {
-        length < self.pool.chunk_size() / 2
+        length < (self.pool.chunk_size() / 2).max(1)
     }
 
     /// Bytes that count against the bound.
     pub(crate) fn queued(&self) -> u64 {
-        // First: whoever sees that bytes were read also sees that they were written, so the difference is never
+        // First: whoever sees that bytes were released also sees that they were written, so the difference is never
         // negative.
         let released = self.released();
         self.put
@@ -176,10 +178,10 @@ impl Ring {
 
     /// The bytes that no longer count against the bound, since the start.
     pub(crate) fn released(&self) -> u64 {
-        // First, and pairs with the store in `advance_read`: whoever sees that bytes were read also sees that they are
-        // held, and that they were written.
-        let read = self.taken.read.load(Ordering::Acquire);
-        read.wrapping_sub(self.taken.held.load(Ordering::Relaxed))
+        // Both pair with the stores in `release_copied` and `release`. Each only grows, so the sum is never too large.
+        let copied = self.taken.copied.load(Ordering::Acquire);
+        let returned = self.taken.returned.load(Ordering::Acquire);
+        copied.wrapping_add(returned)
     }
 
     pub(crate) fn capacity(&self) -> usize {

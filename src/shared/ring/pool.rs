@@ -15,7 +15,7 @@ pub(crate) const USUAL_CHUNK: usize = 64 * 1024;
 /// The most bytes that the process's pool keeps. Further storage is freed.
 const POOL_BYTES: usize = 32 * 1024 * 1024;
 
-/// As many chunks as do not fit into the private cache of a core.
+/// So many unused chunks, 4 MiB, that the one that is unused for longest has left the private cache of a core.
 const COLD_SET: usize = 64;
 
 /// Storage that nobody uses. Chunks of the usual size share one pool for the process.
@@ -23,11 +23,13 @@ const COLD_SET: usize = 64;
 /// Which chunk a writer gets decides how fast its copy is. If the chunk was last read on the writer's own core, it is
 /// still in that core's cache. If another core has read it, its lines must first come from that core's cache, which is
 /// slower than from memory that both share. So the writer gets the chunk that was read last if that was on its own
-/// core, and else the one that has been unused for longest. For that, there must be enough of them.
+/// core, and else the one that has been unused for longest. Of chunks of the usual size, there must be enough for that.
 pub(super) struct Pool {
     chunk_size: usize,
     /// The most chunks it keeps.
     most: usize,
+    /// Below so many, a writer on another core gets new storage.
+    enough: usize,
     /// In the order in which they came back, each with the core on which it was dropped.
     free: Mutex<VecDeque<(Unused, u64)>>,
 }
@@ -36,18 +38,19 @@ impl Pool {
     /// `most` is for a pool of other than the usual size.
     pub(super) fn for_chunks(chunk_size: usize, most: usize) -> Arc<Self> {
         static USUAL: LazyLock<Arc<Pool>> =
-            LazyLock::new(|| Arc::new(Pool::new(USUAL_CHUNK, POOL_BYTES / USUAL_CHUNK)));
+            LazyLock::new(|| Arc::new(Pool::new(USUAL_CHUNK, POOL_BYTES / USUAL_CHUNK, COLD_SET)));
         if chunk_size == USUAL_CHUNK {
             Arc::clone(&USUAL)
         } else {
-            Arc::new(Self::new(chunk_size, most))
+            Arc::new(Self::new(chunk_size, most, 1))
         }
     }
 
-    pub(super) fn new(chunk_size: usize, most: usize) -> Self {
+    pub(super) fn new(chunk_size: usize, most: usize, enough: usize) -> Self {
         Self {
             chunk_size,
             most,
+            enough,
             free: Mutex::new(VecDeque::new()),
         }
     }
@@ -68,7 +71,7 @@ impl Pool {
         let is_hot = free.back().is_some_and(|(_, last)| *last == core);
         let chosen = if is_hot {
             free.pop_back()
-        } else if free.len() >= self.most.min(COLD_SET) {
+        } else if free.len() >= self.enough {
             free.pop_front()
         } else {
             None

@@ -55,9 +55,8 @@ impl Ring {
         } else {
             ReadChunk::Held(chunk.share())
         };
-        if matches!(read, ReadChunk::Held(_)) {
-            // First: whoever sees that they were read also sees that they are held.
-            self.taken.held.fetch_add(length as u64, Ordering::Relaxed);
+        if matches!(read, ReadChunk::Copied(_)) {
+            self.release_copied(length);
         }
         Self::pass(&mut reader, length, &mut given);
         self.advance_read(length);
@@ -128,6 +127,8 @@ impl Ring {
             Self::pass(reader, count, given);
         }
         let count = limit.saturating_sub(left);
+        // First: whoever sees that all was read finds the room that this made.
+        self.release_copied(count);
         self.advance_read(count);
         count
     }
@@ -184,15 +185,27 @@ impl Ring {
     /// Counts `count` bytes as read. For the holder of the lock.
     fn advance_read(&self, count: usize) {
         let read = self.taken.read.load(Ordering::Relaxed);
-        // Pairs with the loads in `released`, `unread` and `has_read_to`.
+        // Pairs with the loads in `unread` and `has_read_to`.
         self.taken
             .read
             .store(read.wrapping_add(count as u64), Ordering::Release);
     }
 
+    /// Makes room for `count` bytes that were read. For the holder of the lock.
+    fn release_copied(&self, count: usize) {
+        let copied = self.taken.copied.load(Ordering::Relaxed);
+        // Pairs with the load in `released`.
+        self.taken
+            .copied
+            .store(copied.wrapping_add(count as u64), Ordering::Release);
+    }
+
     /// Makes room for `count` bytes that were [held](ReadChunk::Held).
     pub(crate) fn release(&self, count: usize) {
-        self.taken.held.fetch_sub(count as u64, Ordering::Release);
+        // Pairs with the load in `released`.
+        self.taken
+            .returned
+            .fetch_add(count as u64, Ordering::Release);
     }
 
     /// Whether it pays to look once more before the reader sleeps: it was fed well since it last slept, and the writer may
@@ -247,6 +260,8 @@ impl Ring {
         let swept = self.take(&mut reader, usize::MAX, &mut |_| {}, &mut given);
         self.ends.swept.fetch_add(swept as u64, Ordering::Relaxed);
         self.discard(swept);
+        drop(reader);
+        self.let_go_of_storage();
         given
     }
 }

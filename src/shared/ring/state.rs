@@ -40,6 +40,7 @@ impl Ring {
     pub(crate) fn restore(&self, state: &RingState) {
         self.put.written.store(state.read, Ordering::Relaxed);
         self.taken.read.store(state.read, Ordering::Relaxed);
+        self.taken.copied.store(state.read, Ordering::Relaxed);
         self.taken.slept_at.store(state.read, Ordering::Relaxed);
         lock(&self.writer).released = state.read;
         let written = self.write(&[IoSlice::new(&state.unread)], Admit::Quiesced);

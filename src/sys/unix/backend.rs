@@ -169,6 +169,8 @@ impl AgentConsoleBackend {
             return Err(io::ErrorKind::WouldBlock.into());
         }
         let read = self.shared.guest_read(buf).or_else(|| {
+            let mut look = self.shared.guest_looks_again();
+            while !self.shared.guest_may_read() && look.again() {}
             self.prepare_to_wait();
             self.shared.guest_read(buf)
         });
@@ -327,7 +329,7 @@ impl AgentConsoleBackend {
         self.gave_data.store(false, Ordering::Relaxed);
         self.took_signals.store(false, Ordering::Relaxed);
         if host_was_active {
-            let mut look = self.shared.guest_looks_again();
+            let mut look = self.shared.look_again();
             while !self.shared.guest_may_read() && look.again() {}
         }
         self.shared.rx_data.wake().as_raw_fd()
