@@ -133,10 +133,11 @@ fn chunk_begun_meanwhile_is_not_let_go() {
             let mut given = bytes::Bytes::from_static(&[2, 3]);
             ring.write_bytes(&mut given, Admit::Part).0.unwrap();
             write(ring, &[4]).unwrap();
+            write(ring, &[5]).unwrap();
             ring.close();
         });
         let mut bytes = Vec::new();
-        while bytes.len() < 4 {
+        while bytes.len() < 5 {
             let more = read(&ring, 8, |part| bytes.extend_from_slice(part));
             assert_ne!(more, Some(0), "the end came early");
             ring.let_go_of_storage();
@@ -144,7 +145,7 @@ fn chunk_begun_meanwhile_is_not_let_go() {
                 thread::yield_now();
             }
         }
-        assert_eq!(bytes, [1, 2, 3, 4]);
+        assert_eq!(bytes, [1, 2, 3, 4, 5]);
         writer.join().unwrap();
     });
 }
