@@ -1190,7 +1190,7 @@ fn debug_is_one_line() {
     let _entered = runtime.enter();
     let (_stream, port) = AgentStream::pair().unwrap();
     let builder = Guest::builder().port("agent", port).on_exit(|_| ());
-    let shown = "GuestBuilder { ports: [\"agent\"], on_exit: 1, threads: false }";
+    let shown = "GuestBuilder { ports: [\"agent\"], on_exit: 1, threads: false, state: None }";
     assert_eq!(format!("{builder:?}"), shown);
     let guest = builder.boot();
     assert_eq!(format!("{guest:?}"), "Guest { .. }");
