@@ -178,7 +178,7 @@ impl Reply {
 /// How an agent's connection ended.
 #[derive(Debug)]
 pub enum Ended {
-    /// It closed, after the agent's last words if it had any.
+    /// The agent has said its last words, or has closed without any. Returning hangs it up, for which it then waits.
     Closed(Option<String>),
     /// The agent owed an answer and sent nothing for the stall limit.
     Stalled,
@@ -194,16 +194,15 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let mut frames = framed(socket);
-    let mut last_words = None;
     loop {
         let job = tokio::select! {
-            Some(job) = jobs.recv(), if last_words.is_none() => job,
+            Some(job) = jobs.recv() => job,
             // Unasked, an agent only closes, or says why it has to go.
-            frame = frames.next() => match frame.transpose().and_then(|frame| frame.map(freeze).transpose()) {
-                Ok(None) => return Ended::Closed(last_words),
-                Ok(Some(Answer::Goodbye(words))) => { last_words = Some(words); continue }
-                Ok(Some(_)) => return Ended::Failed("the agent speaks without being asked".into()),
-                Err(error) => return Ended::Failed(error.to_string()),
+            frame = frames.next() => return match frame.map(decode).transpose() {
+                Ok(None) => Ended::Closed(None),
+                Ok(Some(Answer::Goodbye(words))) => Ended::Closed(Some(words)),
+                Ok(Some(_)) => Ended::Failed("the agent speaks without being asked".into()),
+                Err(error) => Ended::Failed(error.to_string()),
             },
         };
         if Instant::now() >= job.deadline || job.parts.is_closed() || !job.claimed.is_mine() {
@@ -216,17 +215,22 @@ where
             let answer = match timeout(stall, frames.next()).await {
                 Err(_) => return Ended::Stalled,
                 Ok(None) => return Ended::Closed(None),
-                Ok(Some(frame)) => match frame.and_then(freeze) {
+                Ok(Some(frame)) => match decode(frame) {
                     Ok(answer) => answer,
                     Err(error) => return Ended::Failed(error.to_string()),
                 },
             };
-            if let Answer::Goodbye(words) = &answer {
-                last_words = Some(words.clone());
-            }
+            let last_words = if let Answer::Goodbye(words) = &answer {
+                Some(words.clone())
+            } else {
+                None
+            };
             let is_last = answer.is_last();
             // A caller that has gone, or does not read by its limit: the rest is read and discarded.
             let _ = timeout_at(job.deadline, job.parts.send(answer)).await;
+            if last_words.is_some() {
+                return Ended::Closed(last_words);
+            }
             if is_last {
                 break;
             }
@@ -234,6 +238,6 @@ where
     }
 }
 
-fn freeze(frame: BytesMut) -> std::io::Result<Answer> {
-    Answer::decode(frame.freeze())
+fn decode(frame: std::io::Result<BytesMut>) -> std::io::Result<Answer> {
+    Answer::decode(frame?.freeze())
 }

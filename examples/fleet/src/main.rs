@@ -200,13 +200,13 @@ async fn run(settings: Run) -> Result {
     let rows = fleet.shut_down().await;
     table.show(&rows, "shut down")?;
     println!("{}", total(&rows, "shut down"));
-    match counts {
-        Some(counts) if !counts.add_up() => {
-            Err(format!("the counts do not add up: {counts}").into())
+    if let Some(counts) = counts {
+        println!("{counts}");
+        if !counts.add_up() {
+            return Err("the counts do not add up".into());
         }
-        Some(counts) => Ok(println!("{counts}")),
-        None => Ok(()),
     }
+    Ok(())
 }
 
 /// A request now and then, until the task is aborted.

@@ -47,7 +47,7 @@ const WINDOW: u64 = 16;
 const TAKES: usize = 64;
 
 /// How soon a VM says that it has taken a request.
-const TAKE_LIMIT: Duration = Duration::from_secs(5);
+const TAKE_LIMIT: Duration = Duration::from_secs(2);
 
 /// The longest time limit that a caller may set.
 const LONGEST: Duration = Duration::from_secs(600);
@@ -113,10 +113,10 @@ pub(crate) async fn serve(
                 frame = supervisor.next() => frame,
                 () = closing.cancelled() => return Ok(()),
             };
-            let Some(frame) = frame.transpose()? else {
-                return Ok(());
+            let request = match frame.transpose()? {
+                Some(frame) => Request::decode(&frame)?,
+                None => end_alone(&client, settings, &closing, &settled).await,
             };
-            let request = Request::decode(&frame)?;
             if request == Request::Stop {
                 closing.cancel();
                 settled.cancelled().await; // What was taken is answered first.
@@ -124,10 +124,7 @@ pub(crate) async fn serve(
             let Ok(mut reply) = agent.request(request, Instant::now() + LONGEST).await else {
                 return Ok(());
             };
-            loop {
-                let Ok(answer) = reply.next().await else {
-                    return Ok(());
-                };
+            while let Ok(answer) = reply.next().await {
                 supervisor.send(answer.encode()).await?;
                 if answer.is_last() {
                     break;
@@ -157,6 +154,20 @@ pub(crate) async fn serve(
             std::process::exit(1); // A guest that has stalled does not end by itself.
         }
     }
+}
+
+/// The supervisor has gone: what was taken is answered for a moment, and then this process itself says that its run ends.
+async fn end_alone(
+    client: &Client,
+    settings: &Settings,
+    closing: &CancellationToken,
+    settled: &CancellationToken,
+) -> ! {
+    closing.cancel();
+    let _ = timeout(Duration::from_secs(1), settled.cancelled()).await;
+    announce_end(client, &settings.run).await;
+    let _ = timeout(Duration::from_millis(500), client.flush()).await;
+    std::process::exit(1)
 }
 
 /// Takes requests until `closing`, and answers those that it has taken.

@@ -25,7 +25,7 @@ use crate::{Result, nats};
 const GRACE: Duration = Duration::from_secs(10);
 
 /// How long a process may take to end when its connection has.
-const EXIT: Duration = Duration::from_secs(2);
+const EXIT: Duration = Duration::from_secs(5);
 
 /// A VM that dies again within this time waits longer before it is restarted.
 const STEADY: Duration = Duration::from_secs(10);
@@ -335,7 +335,7 @@ impl Keeper {
         if let Ok(reply) = self.agent.request(Request::Status, deadline).await {
             self.note_status(reply, pid, earlier).await;
         }
-        // `drive` ends once the last words have come and the connection has closed.
+        // With the last words, `drive` ends.
         if let Ok(mut reply) = self.agent.request(Request::Stop, deadline).await {
             let _ = reply.next().await;
         }

@@ -197,7 +197,6 @@ async fn vms_end_when_their_supervisor_is_killed() {
             pids.push(columns.next().unwrap().parse::<u32>().unwrap());
         }
     }
-    // One has stopped working: it must end too.
     signal(supervisor.id().unwrap(), Signal::KILL);
     let ended = async {
         while pids.iter().any(|&pid| is_running(pid)) {
