@@ -23,10 +23,14 @@ pub(crate) type TxRoom = wake::ThreadWake;
 pub(crate) type RxData = WakePipe;
 pub(crate) type RxRoom = WakePipe;
 
-/// The core that the caller runs on; always the same if the system does not say, and in a model, whose runs must repeat.
+/// The core that the caller runs on.
+#[cfg(all(target_os = "linux", not(miri), not(all(test, tokio_krun_loom))))]
 pub(crate) fn current_core() -> u64 {
-    #[cfg(all(target_os = "linux", not(all(test, tokio_krun_loom))))]
-    return rustix::thread::sched_getcpu() as u64;
-    #[cfg(not(all(target_os = "linux", not(all(test, tokio_krun_loom)))))]
+    rustix::thread::sched_getcpu() as u64
+}
+
+/// Always the same, as the system does not say. Models must repeat, and Miri has no cores.
+#[cfg(not(all(target_os = "linux", not(miri), not(all(test, tokio_krun_loom)))))]
+pub(crate) fn current_core() -> u64 {
     0
 }
