@@ -30,12 +30,13 @@ impl Machine {
     const PIECE: usize = 32 * 1024;
 
     pub(crate) fn look(plan: &Plan) -> Self {
-        let copies = |capacity| {
-            let copy = |_| {
-                limit::two_copies(Self::PIECE, Self::PIECE, capacity, Cores::Two, plan.slice).rate
-            };
-            Spread::of((0..plan.rounds).map(copy)).median
+        let copy = |capacity| {
+            limit::two_copies(Self::PIECE, Self::PIECE, capacity, Cores::Two, plan.slice).rate
         };
+        // In turns: a virtual machine's cores may move.
+        let copies: Vec<_> = (0..plan.rounds)
+            .map(|_| (copy(Self::SMALL), copy(Self::LARGE)))
+            .collect();
         let wake = |cores| {
             let trip = |_| percentile(&mut limit::futexes(cores, plan.slice), 50);
             Spread::of((0..plan.rounds).map(trip)).median / 2.0
@@ -44,8 +45,8 @@ impl Machine {
             processor: processor(),
             caches: caches(),
             versions: versions(),
-            small: copies(Self::SMALL),
-            large: copies(Self::LARGE),
+            small: Spread::of(copies.iter().map(|(small, _)| *small)).median,
+            large: Spread::of(copies.iter().map(|(_, large)| *large)).median,
             wake_apart: wake(Cores::Two),
             wake_here: wake(Cores::One),
         }
@@ -58,6 +59,21 @@ impl Machine {
         } else {
             "shared cache"
         }
+    }
+
+    /// At the end, as a virtual machine's cores may move to others of the host.
+    pub(crate) fn compare(&self, begun: &Self) {
+        println!(
+            "\nTwo copies apart, at the end: {} MB/s through 256 KiB, {} MB/s through 8 MiB: {}{}",
+            long(megabytes(self.small)),
+            long(megabytes(self.large)),
+            self.kind(),
+            if self.kind() == begun.kind() {
+                "."
+            } else {
+                ". The machine has changed meanwhile: measure again."
+            }
+        );
     }
 
     pub(crate) fn print(&self) {

@@ -33,6 +33,7 @@ fn main() {
     others::streams(&plan);
     others::capacities(&plan);
     summary::print(&rows);
+    Machine::look(&plan).compare(&machine);
     if let Some(path) = &plan.svg {
         chart::draw(path, &rows, &machine).expect("cannot draw the chart");
     }

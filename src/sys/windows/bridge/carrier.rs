@@ -110,7 +110,14 @@ impl Carrier {
         let shared = &self.guest.shared;
         let mut piece = vec![0; PIECE];
         loop {
-            let length = until(&shared.rx_data, || shared.guest_read(&mut piece)).await;
+            let look = || {
+                let read = shared.guest_read(&mut piece);
+                if read.is_none() {
+                    shared.guest_stops_looking();
+                }
+                read
+            };
+            let length = until(&shared.rx_data, look).await;
             let bytes = piece.split_at(length).0;
             if self.write(bytes).await.is_err() {
                 // krun's end has gone: what it had written is still to be read.
