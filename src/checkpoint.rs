@@ -159,8 +159,12 @@ impl Checkpoint {
     /// ```
     pub fn resume(self) -> Result<(), Error> {
         let captured = self.workers.load(Ordering::Relaxed);
-        let has_new = |shared: Arc<ConsoleSharedState>| shared.workers.so_far() != captured;
-        match captured != NOT_CAPTURED && self.port.shared().is_some_and(has_new) {
+        let has_new = |shared: Arc<ConsoleSharedState>| {
+            let workers = &shared.workers;
+            captured != NOT_CAPTURED && workers.so_far() != captured
+                || workers.have_come_since_last_capture()
+        };
+        match self.port.shared().is_some_and(has_new) {
             true => Err(Error::NotAtRest),
             false => Ok(()),
         }
@@ -169,7 +173,9 @@ impl Checkpoint {
 
 impl Drop for Checkpoint {
     fn drop(&mut self) {
-        self.port.resume();
+        if let Some(shared) = self.port.shared() {
+            shared.end_checkpoint();
+        }
     }
 }
 
@@ -197,7 +203,9 @@ impl PortHandle {
     /// }
     /// ```
     pub fn checkpoint(&self) -> Checkpoint {
-        self.quiesce();
+        if let Some(shared) = self.shared() {
+            shared.begin_checkpoint();
+        }
         Checkpoint {
             port: self.clone(),
             workers: AtomicUsize::new(NOT_CAPTURED),
@@ -211,7 +219,8 @@ impl AgentStream {
     /// As you own the whole stream, no task of yours can read or write what is not in the state. The stream is then closed as
     /// by [`close`](Self::close). So do not resume the VM: its guest would see that.
     ///
-    /// Call it where [the order](crate::Checkpoint#order) has `capture`.
+    /// Call it where [the order](crate::Checkpoint#order) has `capture`. Use the state only if [`Checkpoint::resume`] then
+    /// succeeds: it tells you if one of krun's threads has called meanwhile, whose bytes are not in the state.
     ///
     /// # Errors
     ///
@@ -229,9 +238,10 @@ impl AgentStream {
     /// # let mut agent = guest.open()?;
     /// # agent.write_all(b"hello").await?;
     /// guest.pause();
-    /// let _checkpoint = handle.checkpoint();
+    /// let checkpoint = handle.checkpoint();
     /// guest.stop_workers().await;
     /// let state = stream.into_state().map_err(|(_stream, error)| error)?;
+    /// checkpoint.resume()?;
     ///
     /// let (mut stream, port) = Options::new().restore(&state)?;
     /// let mut received = [0; 5];
@@ -240,7 +250,7 @@ impl AgentStream {
     /// # Ok(()) }
     /// ```
     pub fn into_state(self) -> Result<StreamState, (Self, Error)> {
-        match self.host().capture() {
+        match self.host().capture_last() {
             Ok(state) => Ok(StreamState(state)),
             Err(error) => Err((self, error)),
         }

@@ -77,8 +77,13 @@ impl Host {
         self.shared.host_sees_guest() == Some(true)
     }
 
-    pub(crate) fn capture(&self) -> Result<Captured, Error> {
-        self.shared.capture()
+    /// For a stream that ends with it.
+    pub(crate) fn capture_last(&self) -> Result<Captured, Error> {
+        // First, so that one that comes meanwhile counts as one that came afterwards.
+        let workers = self.shared.workers.so_far();
+        let state = self.shared.capture()?;
+        self.shared.workers.was_last_capture(workers);
+        Ok(state)
     }
 
     pub(crate) fn stats(&self) -> Stats {

@@ -80,6 +80,8 @@ pub(crate) struct ConsoleSharedState {
     guest_opened: AtomicBool,
     /// The guest's writes must not wait; see [`PortHandle::quiesce`](crate::PortHandle::quiesce).
     quiesced: AtomicBool,
+    /// How many checkpoints there are, which quiesce the port as well.
+    checkpoints: AtomicU64,
     /// Those that a checkpoint waits for.
     pub(crate) workers: Workers,
     /// krun has opened the pipe.
@@ -120,6 +122,7 @@ impl ConsoleSharedState {
             hang_up_on_drop: options.hang_up_on_drop,
             guest_opened: AtomicBool::new(false),
             quiesced: AtomicBool::new(false),
+            checkpoints: AtomicU64::new(0),
             workers: Workers::default(),
             #[cfg(windows)]
             is_piped: AtomicBool::new(false),
@@ -196,6 +199,22 @@ impl ConsoleSharedState {
         self.tx_room.notify();
         self.trace
             .lifecycle(if quiesced { "quiesced" } else { "resumed" });
+    }
+
+    /// The port is quiesced until [`end_checkpoint`](Self::end_checkpoint).
+    pub(crate) fn begin_checkpoint(&self) {
+        self.checkpoints.fetch_add(1, Ordering::Relaxed);
+        self.tx_room.notify();
+        self.trace.lifecycle("a checkpoint begins");
+    }
+
+    pub(crate) fn end_checkpoint(&self) {
+        self.checkpoints.fetch_sub(1, Ordering::Relaxed);
+        self.trace.lifecycle("a checkpoint ends");
+    }
+
+    fn is_quiesced(&self) -> bool {
+        self.quiesced.load(Ordering::Relaxed) || self.checkpoints.load(Ordering::Relaxed) != 0
     }
 
     pub(crate) fn guest_gone(&self) -> GuestGone {
@@ -559,8 +578,11 @@ impl ConsoleSharedState {
     }
 
     fn guest_write_as(&self, admit: Admit, source: &[u8]) -> Option<usize> {
-        let quiesced = self.quiesced.load(Ordering::Relaxed);
-        let admit = if quiesced { Admit::Quiesced } else { admit };
+        let admit = if self.is_quiesced() {
+            Admit::Quiesced
+        } else {
+            admit
+        };
         let written = self.tx_ring.write(&[IoSlice::new(source)], admit);
         if written.is_ok() {
             self.tx_data.notify_after_fence();
@@ -584,7 +606,7 @@ impl ConsoleSharedState {
 
     /// Whether the write that [`guest_write`](Self::guest_write) last refused may now succeed.
     pub(crate) fn guest_may_write(&self) -> bool {
-        self.quiesced.load(Ordering::Relaxed) || self.tx_ring.has_wanted_room()
+        self.is_quiesced() || self.tx_ring.has_wanted_room()
     }
 
     /// How long a write may wait for room while the host does not read.

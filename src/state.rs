@@ -76,7 +76,8 @@ const MAX_POSITION: u64 = u64::MAX / 4;
 pub struct StreamState(pub(crate) Captured);
 
 impl StreamState {
-    /// Returns the captured stream's [capacity](Options::capacity). It is always enough to [restore](Options::restore) it.
+    /// Returns the captured stream's [capacity](Options::capacity). It is enough to [restore](Options::restore) it,
+    /// unless a [test](Options::test_capacity) has made a stream with less than [`Options::MIN_CAPACITY`].
     ///
     /// # Examples
     ///

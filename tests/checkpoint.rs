@@ -309,7 +309,9 @@ fn checkpoint_tells_of_worker_that_calls_after_capture() {
     let checkpoint = handle.checkpoint();
     checkpoint.capture().unwrap();
     std::thread::scope(|scope| {
-        scope.spawn(|| backend.write(b"too late").unwrap());
+        let krun = scope.spawn(|| backend.write(b"too late").unwrap());
+        // As krun does. Without it, the scope may end before the thread has.
+        krun.join().unwrap();
     });
     assert!(matches!(checkpoint.resume(), Err(Error::NotAtRest)));
     // The thread has ended.
@@ -515,4 +517,34 @@ async fn agents_port_is_given_back_only_once() {
     let restored = Life::restore(&states, false);
     let again = restored.guest.open().unwrap_err();
     assert_eq!(again.kind(), io::ErrorKind::ResourceBusy);
+}
+
+/// A second attempt, which replaces the first.
+#[tokio::test]
+async fn port_is_quiesced_while_any_checkpoint_lives() {
+    let (_stream, port) = Options::new().capacity(32 * 1024).create().unwrap();
+    let handle = port.handle();
+    let backend = port.into_backend();
+    backend.write(&[0; 32 * 1024]).unwrap();
+    let mut checkpoint = handle.checkpoint();
+    assert!(matches!(checkpoint.capture(), Err(Error::NotAtRest)));
+    checkpoint = handle.checkpoint();
+    assert_eq!(backend.write(&[0; 1024]).unwrap(), 1024);
+    handle.resume();
+    assert_eq!(backend.write(&[0; 1024]).unwrap(), 1024);
+    drop(checkpoint);
+    let error = backend.write(&[0; 1024]).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
+}
+
+/// By value, the end of the checkpoint says so as well.
+#[tokio::test]
+async fn resume_fails_if_worker_has_called_since_stream_became_state() {
+    let (stream, port) = AgentStream::pair().unwrap();
+    let handle = port.handle();
+    let backend = port.into_backend();
+    let checkpoint = handle.checkpoint();
+    stream.into_state().map_err(|(_, error)| error).unwrap();
+    assert_eq!(backend.write(b"late").unwrap(), 4);
+    assert!(matches!(checkpoint.resume(), Err(Error::NotAtRest)));
 }

@@ -8,26 +8,30 @@
 
 #[cfg(unix)]
 use std::cell::RefCell;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 
 /// How many workers a port has.
 #[derive(Debug, Default)]
 pub(crate) struct Workers {
     now: Arc<AtomicUsize>,
     so_far: AtomicUsize,
+    /// How many there had been when the stream was taken into a state, if it was.
+    at_last_capture: OnceLock<usize>,
 }
 
-/// One worker, until this is dropped.
+/// One worker, until this is dropped. It keeps nothing of the port alive.
 #[cfg(any(unix, feature = "test-util"))]
 #[derive(Debug)]
-pub(crate) struct Worker(Arc<AtomicUsize>);
+pub(crate) struct Worker(Weak<AtomicUsize>);
 
 #[cfg(any(unix, feature = "test-util"))]
 impl Drop for Worker {
     fn drop(&mut self) {
-        // Pairs with the load in `have_ended`: whoever sees it sees all that the worker has done.
-        self.0.fetch_sub(1, Ordering::Release);
+        if let Some(now) = self.0.upgrade() {
+            // Pairs with the load in `have_ended`: whoever sees it sees all that the worker has done.
+            now.fetch_sub(1, Ordering::Release);
+        }
     }
 }
 
@@ -41,9 +45,23 @@ impl Workers {
     /// For a worker that is no thread of its own.
     #[cfg(any(unix, feature = "test-util"))]
     pub(crate) fn add(&self) -> Worker {
-        self.so_far.fetch_add(1, Ordering::Relaxed);
+        // First: a capture that does not see this worker yet finds at its end that one has come.
         self.now.fetch_add(1, Ordering::Relaxed);
-        Worker(Arc::clone(&self.now))
+        // Pairs with the load in `so_far`.
+        self.so_far.fetch_add(1, Ordering::Release);
+        Worker(Arc::downgrade(&self.now))
+    }
+
+    /// The stream has become a state, captured when there had been `so_far` workers.
+    pub(crate) fn was_last_capture(&self, so_far: usize) {
+        let _ = self.at_last_capture.set(so_far);
+    }
+
+    /// Whether a worker has come since the stream became a state.
+    pub(crate) fn have_come_since_last_capture(&self) -> bool {
+        self.at_last_capture
+            .get()
+            .is_some_and(|before| *before != self.so_far())
     }
 
     pub(crate) fn have_ended(&self) -> bool {
@@ -53,7 +71,8 @@ impl Workers {
     /// How many there were since the port was created. It grows if a worker calls after they had ended, even one that had not
     /// called before.
     pub(crate) fn so_far(&self) -> usize {
-        self.so_far.load(Ordering::Relaxed)
+        // Whoever counts a worker here also sees that it is there.
+        self.so_far.load(Ordering::Acquire)
     }
 }
 
@@ -65,7 +84,7 @@ impl Workers {
         self.with_mine(|mine| {
             if !mine.iter().any(|worker| self.is_of(worker)) {
                 // Ports that are gone.
-                mine.retain(|worker| Arc::strong_count(&worker.0) > 1);
+                mine.retain(|worker| worker.0.strong_count() > 0);
                 mine.push(self.add());
             }
         });
@@ -76,7 +95,8 @@ impl Workers {
     }
 
     fn is_of(&self, worker: &Worker) -> bool {
-        Arc::ptr_eq(&self.now, &worker.0)
+        // The `Weak` keeps the address from being used again.
+        Arc::as_ptr(&self.now) == worker.0.as_ptr()
     }
 
     /// Does nothing on a thread that is about to end, as it has left.
@@ -88,6 +108,7 @@ impl Workers {
 #[cfg(all(test, unix, not(tokio_krun_loom)))]
 #[allow(clippy::unwrap_used, reason = "krun's threads do not run tests")]
 mod tests {
+    use std::sync::Mutex;
     use std::thread;
 
     use super::*;
@@ -122,10 +143,29 @@ mod tests {
     }
 
     #[test]
-    fn thread_forgets_ports_that_are_gone() {
+    fn threads_forget_ports_that_are_gone() {
+        let ports = Arc::new(Mutex::new(Workers::default()));
+        let known = || MINE.with_borrow(Vec::len);
         for _ in 0..10 {
-            Workers::default().enter();
+            *ports.lock().unwrap() = Workers::default();
+            let other = Arc::clone(&ports);
+            thread::scope(|scope| {
+                // Two threads know each port, like krun's.
+                scope.spawn(move || other.lock().unwrap().enter());
+            });
+            ports.lock().unwrap().enter();
         }
-        assert_eq!(MINE.with_borrow(Vec::len), 1);
+        assert_eq!(known(), 1);
+    }
+
+    /// As `add` does it, in two steps, with a capture between them.
+    #[test]
+    fn worker_that_comes_during_capture_is_seen_then_or_later() {
+        let workers = Workers::default();
+        let before = workers.so_far();
+        workers.now.fetch_add(1, Ordering::Relaxed);
+        let looks_at_rest = workers.have_ended();
+        workers.so_far.fetch_add(1, Ordering::Release);
+        assert!(!looks_at_rest || workers.so_far() != before);
     }
 }

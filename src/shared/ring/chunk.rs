@@ -36,8 +36,8 @@ pub(super) struct Storage {
 
 // SAFETY: `start` points to the memory that `memory` owns, so it may move to another thread with it.
 unsafe impl Send for Storage {}
-// SAFETY: shared, the memory is used only by `append` and `written`. `append`, of which one runs at a time, writes bytes
-// from `state` on; `written` reads bytes before `state`, which never change while a handle to the storage is shared.
+// SAFETY: shared, the memory is used only by `Open::append` and `Part::rest`. `append`, of which one runs at a time, writes
+// bytes from `state` on; `rest` reads bytes before `state`, which never change while a handle to the storage is shared.
 unsafe impl Sync for Storage {}
 
 impl Storage {
@@ -114,7 +114,7 @@ impl Open {
         unsafe {
             ptr::copy_nonoverlapping(now.as_ptr(), target, now.len());
         }
-        // Pairs with the load in `state`.
+        // Pairs with the load in `look`.
         storage.state.store(end, Ordering::Release);
         later
     }

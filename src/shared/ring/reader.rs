@@ -167,7 +167,7 @@ impl Ring {
         let mut reader = lock(&self.reader);
         let read = self.taken.read.load(Ordering::Relaxed);
         self.taken.slept_at.store(read, Ordering::Relaxed);
-        // If the writer is at work, the reader will not sleep.
+        // If the writer's side is in use, this chunk stays until the reader sleeps the next time.
         if let Some(mut writer) = try_lock(&self.writer)
             && let Some(chunk) = &mut reader.current
         {

@@ -116,7 +116,7 @@ impl Ring {
 
     fn end(&self, writer: &mut Writer) {
         self.seal_open(writer);
-        // Pairs with the load in `look`, which then finds all there is in `full`.
+        // Pairs with the load in `was_closed`: a look after it finds all that was written.
         self.ends.closed.store(true, Ordering::Release);
     }
 
