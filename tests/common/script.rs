@@ -633,7 +633,6 @@ impl Run {
     /// Captures the stream by reference. `None` if it cannot be captured, for the right reason.
     fn capture(&mut self) -> Option<StreamState> {
         let checkpoint = self.handle.checkpoint();
-        self.model.quiesced = false;
         if let Some(backend) = &self.backend {
             // At the guest's end of the rings nobody is counted.
             if self.called && !self.model.cut_off && cfg!(unix) {
@@ -695,8 +694,6 @@ impl Run {
     fn restore(&mut self, write: &mut Option<OwnedWriteHalf>) {
         let state = match (self.read.take(), write.take()) {
             (Some(read), Some(half)) => {
-                self.model.quiesced = false;
-                self.handle.resume();
                 if let Some(backend) = &self.backend {
                     common::leave(backend);
                     self.called = false;
@@ -723,6 +720,7 @@ impl Run {
         self.handle = port.handle();
         self.backend = Some(common::backend(port));
         (self.model.gave_data, self.model.discarded) = (false, 0);
+        self.model.quiesced = false;
         let (read, half) = stream.into_split();
         if had_read || is_by_value {
             self.read = Some(read);
