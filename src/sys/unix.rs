@@ -26,7 +26,7 @@ pub(crate) type RxRoom = WakePipe;
 /// The core that the caller runs on.
 #[cfg(all(target_os = "linux", not(miri), not(all(test, tokio_krun_loom))))]
 pub(crate) fn current_core() -> u64 {
-    rustix::thread::sched_getcpu() as u64
+    nix::sched::sched_getcpu().map_or(0, |core| core as u64)
 }
 
 /// Always the same, as the system does not say. Models must repeat, and Miri has no cores.
