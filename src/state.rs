@@ -77,7 +77,7 @@ pub struct StreamState(pub(crate) Captured);
 
 impl StreamState {
     /// Returns the captured stream's [capacity](Options::capacity). It is enough to [restore](Options::restore) it,
-    /// unless a [test](Options::test_capacity) has made a stream with less than [`Options::MIN_CAPACITY`].
+    /// unless a test has made a stream with less than [`Options::MIN_CAPACITY`].
     ///
     /// # Examples
     ///
