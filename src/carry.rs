@@ -136,6 +136,8 @@ pub struct Carry<S> {
     to_client: ToClient,
     to_guest: ToGuest,
     carried: Carried,
+    /// Why nothing more can be written to the guest. What it had written by then still goes to the client.
+    lost_guest: Option<io::Error>,
     /// Why nothing more can be written to the client. What it has sent still goes to the guest.
     lost_client: Option<io::Error>,
     outcome: Option<Result<Ended, Failed>>,
@@ -164,6 +166,7 @@ impl<S> Carry<S> {
             to_client: ToClient::default(),
             to_guest: ToGuest::default(),
             carried: Carried::default(),
+            lost_guest: None,
             lost_client: None,
             outcome: None,
         }

@@ -30,7 +30,7 @@ pub(super) struct ToClient {
     /// The bytes of all chunks.
     length: usize,
     pub(super) needs_flush: bool,
-    /// Once the client has ended: how many bytes are still to be taken from the ring.
+    /// Once nothing more goes to the guest: how many bytes are still to be taken from the ring.
     pub(super) rest: Option<usize>,
     /// What comes after the chunks.
     pub(super) end: Option<io::Result<Ended>>,

@@ -22,9 +22,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Carry<S> {
                     // A guest that waits for room to write may not read.
                     self.stream.host().stop_reading();
                 }
-                Err(CarryError::Client(_)) if self.to_client.rest.is_some() => {
-                    return Ok(Ended::Client);
-                }
+                Err(CarryError::Client(_)) if self.has_client_ended() => return Ok(Ended::Client),
                 result => return result,
             }
         }
@@ -32,10 +30,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Carry<S> {
         yield_now().await;
         poll_fn(|cx| self.poll_last_bytes(cx)).await;
         match self.lost_client.take() {
-            Some(error) if self.to_client.rest.is_none() => Err(CarryError::Client(error)),
+            Some(error) if !self.has_client_ended() => Err(CarryError::Client(error)),
             // The guest has all that the client wrote: an end like any other.
             _ => Ok(Ended::Client),
         }
+    }
+
+    /// The guest is hung up for this reason.
+    fn has_client_ended(&self) -> bool {
+        self.to_client.rest.is_some() && self.lost_guest.is_none()
     }
 
     /// Takes steps in both directions in turn, so that neither uses up the task's budget alone.
@@ -43,8 +46,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Carry<S> {
         let (mut guest_waits, mut client_waits) = (false, false);
         while !(guest_waits && client_waits) {
             if !client_waits {
-                client_waits = self.poll_to_guest(cx)?.is_pending();
-                // The client's end may end the other direction, too.
+                client_waits = match self.poll_to_guest(cx) {
+                    Poll::Ready(Err(CarryError::Guest(error))) => {
+                        self.lost_guest = Some(error);
+                        self.to_guest.has_ended = true;
+                        // The client reads all that came before.
+                        self.to_client.rest = Some(self.stream.host().unread());
+                        true
+                    }
+                    polled => polled?.is_pending(),
+                };
+                // The end of this direction may end the other, too.
                 guest_waits &= self.to_client.rest.is_none();
             }
             if !guest_waits {
@@ -147,6 +159,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Carry<S> {
             None => Poll::Pending,
             Some(Err(error)) => Poll::Ready(Err(CarryError::Guest(error))),
             Some(Ok(ended)) => {
+                if let Some(error) = self.lost_guest.take() {
+                    return Poll::Ready(Err(CarryError::Guest(error)));
+                }
                 to_client.end = Some(Ok(ended));
                 ready!(socket.poll_shutdown(cx)).map_err(CarryError::Client)?;
                 Poll::Ready(Ok(Some(ended)))

@@ -6,7 +6,7 @@ use std::io::{self, ErrorKind};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_krun::{AgentStream, Carry, CarryError, Ended, Error, Options};
 
-use crate::common::{SMALL, backend, boot, pattern, watchdog};
+use crate::common::{SMALL, backend, boot, cancelled_at, pattern, watchdog};
 use crate::scripted::{Read, Scripted, Write};
 
 #[tokio::test]
@@ -168,9 +168,59 @@ async fn stream_that_was_shut_down_carries_only_from_guest() {
                 assert!(matches!(ended, Err(CarryError::Guest(error)) if error.kind() == ErrorKind::BrokenPipe));
             } else {
                 assert_eq!(ended.unwrap(), Ended::Guest);
-                assert_eq!(client.arrived(), b"log line");
             }
+            assert_eq!(client.arrived(), b"log line");
         }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn failed_write_to_guest_leaves_client_all_that_came_before() {
+    watchdog(async {
+        let (mut stream, port) = AgentStream::pair().unwrap();
+        stream.shutdown().await.unwrap();
+        let guest = boot(port);
+        let mut agent = guest.open().unwrap();
+        let sent = pattern(1 << 20);
+        agent.write_all(&sent).await.unwrap();
+        guest.drained().await;
+        let client = Scripted::default();
+        client.reads([Read::Bytes(b"request".into())]);
+        client.with(|script| script.writes.push_back(Write::Takes(1)));
+        let mut carry = Carry::new(stream, client.clone());
+        let CarryError::Guest(error) = carry.run().await.unwrap_err() else {
+            panic!("the stream has failed");
+        };
+        let reason = error.get_ref().and_then(|reason| reason.downcast_ref());
+        assert!(matches!(reason, Some(Error::ShutDown)));
+        assert!(client.arrived() == sent);
+        // The client must not take this for a proper end.
+        assert!(!client.with(|script| script.is_shut_down));
+        assert_eq!(carry.into_parts().to_guest, "request");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn failed_writes_to_both_sides_are_no_end() {
+    watchdog(async {
+        let (mut stream, port) = AgentStream::pair().unwrap();
+        stream.shutdown().await.unwrap();
+        let guest = boot(port);
+        let mut agent = guest.open().unwrap();
+        agent.write_all(b"log line").await.unwrap();
+        guest.drained().await;
+        let client = Scripted::default();
+        client.reads([Read::Bytes(b"request".into())]);
+        client.with(|script| script.is_full = true);
+        let mut carry = Carry::new(stream, client.clone());
+        assert!(cancelled_at(1, carry.run()).await.is_none());
+        client.with(|script| {
+            script.is_full = false;
+            script.writes.push_back(Write::Error(ErrorKind::BrokenPipe));
+        });
+        assert!(matches!(carry.run().await, Err(CarryError::Client(_))));
     })
     .await;
 }
