@@ -9,7 +9,6 @@ use std::io;
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use self::ended::Failed;
 pub use self::ended::{Carried, CarryError, CarryParts, Ended};
 use self::on_the_way::{ToClient, ToGuest};
 #[cfg(doc)]
@@ -140,7 +139,7 @@ pub struct Carry<S> {
     lost_guest: Option<io::Error>,
     /// Why nothing more can be written to the client. What it has sent still goes to the guest.
     lost_client: Option<io::Error>,
-    outcome: Option<Result<Ended, Failed>>,
+    outcome: Option<Result<Ended, CarryError>>,
 }
 
 impl<S> Carry<S> {
@@ -280,7 +279,8 @@ impl<S> Carry<S> {
 impl<S: AsyncRead + AsyncWrite + Unpin> Carry<S> {
     /// Carries until one side has ended and the other knows it, or until one has failed.
     ///
-    /// Called again after that, it returns the same at once.
+    /// Called again after that, it returns the same at once. Of an error that is neither the system's nor an [`Error`], it only
+    /// says the side and the kind.
     ///
     /// # Errors
     ///
@@ -314,11 +314,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Carry<S> {
     /// }
     /// ```
     pub async fn run(&mut self) -> Result<Ended, CarryError> {
-        if let Some(outcome) = self.outcome {
-            return outcome.map_err(CarryError::from);
+        if let Some(outcome) = &self.outcome {
+            return outcome.as_ref().copied().map_err(CarryError::again);
         }
         let result = self.carry_on().await;
-        self.outcome = Some(result.as_ref().copied().map_err(Failed::from));
+        self.outcome = Some(result.as_ref().copied().map_err(CarryError::again));
         // The guest is hung up, and the exit hook goes on.
         self.stream.close();
         result

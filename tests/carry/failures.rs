@@ -224,3 +224,85 @@ async fn failed_writes_to_both_sides_are_no_end() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn second_run_says_the_reason_again() {
+    watchdog(async {
+        let (stream, port) = Options::new().capacity(SMALL).create().unwrap();
+        let handle = port.handle();
+        let backend = backend(port);
+        handle.quiesce();
+        let sent = pattern(2 * SMALL + 10);
+        assert_eq!(backend.write(&sent).unwrap(), sent.len());
+        let mut cut_off = Carry::new(stream, Scripted::default());
+
+        let (mut stream, port) = AgentStream::pair().unwrap();
+        stream.shutdown().await.unwrap();
+        let client = Scripted::default();
+        client.reads([Read::Bytes(b"request".into())]);
+        let mut shut_down = Carry::new(stream, client);
+        for _ in 0..3 {
+            let error = io::Error::from(cut_off.run().await.unwrap_err());
+            assert_eq!(error.kind(), ErrorKind::UnexpectedEof);
+            assert!(matches!(reason(&error), Some(Error::CutOff)));
+            let error = io::Error::from(shut_down.run().await.unwrap_err());
+            assert_eq!(error.kind(), ErrorKind::BrokenPipe);
+            assert!(matches!(reason(&error), Some(Error::ShutDown)));
+        }
+        drop(port);
+    })
+    .await;
+}
+
+/// The crate's own error in a `CarryError::Guest`.
+fn reason(error: &io::Error) -> Option<&Error> {
+    let error = error.get_ref()?.downcast_ref::<CarryError>()?;
+    let CarryError::Guest(error) = error else {
+        return None;
+    };
+    error.get_ref()?.downcast_ref()
+}
+
+#[tokio::test]
+async fn second_run_says_the_error_of_the_socket_again() {
+    watchdog(async {
+        for error in [
+            io::Error::from_raw_os_error(5),
+            io::Error::other("TLS alert"),
+        ] {
+            let expected = (error.raw_os_error(), error.kind());
+            let (stream, _port) = AgentStream::pair().unwrap();
+            let client = tokio_test::io::Builder::new().read_error(error).build();
+            let mut carry = Carry::new(stream, client);
+            for _ in 0..3 {
+                let CarryError::Client(error) = carry.run().await.unwrap_err() else {
+                    panic!("the client's socket has failed");
+                };
+                assert_eq!((error.raw_os_error(), error.kind()), expected);
+            }
+        }
+    })
+    .await;
+}
+
+/// On Windows the port ends with the runtime.
+#[cfg(not(windows))]
+#[test]
+fn second_run_says_again_that_the_runtime_has_gone() {
+    let runtime = || {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap()
+    };
+    let home = runtime();
+    let (stream, _port) = Options::new().create_on(home.handle()).unwrap();
+    drop(home);
+    let mut carry = Carry::new(stream, Scripted::default());
+    runtime().block_on(watchdog(async {
+        for _ in 0..3 {
+            let error = io::Error::from(carry.run().await.unwrap_err());
+            assert!(matches!(reason(&error), Some(Error::RuntimeGone)));
+        }
+    }));
+}
