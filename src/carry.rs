@@ -143,7 +143,8 @@ pub struct Carry<S> {
 }
 
 impl<S> Carry<S> {
-    /// Joins the two. Nothing moves until you call [`run`](Self::run).
+    /// Joins the two. Nothing moves until you call [`run`](Self::run), which first flushes the socket: it may still hold what
+    /// was written to it before.
     ///
     /// # Examples
     ///
@@ -162,7 +163,7 @@ impl<S> Carry<S> {
             stream,
             socket,
             hangs_up: true,
-            to_client: ToClient::default(),
+            to_client: ToClient::new(),
             to_guest: ToGuest::default(),
             carried: Carried::default(),
             lost_guest: None,
@@ -238,6 +239,8 @@ impl<S> Carry<S> {
     ///
     /// After a cancelled `run` no byte is lost: each was written, is in the parts, or is unread in the stream or the socket.
     /// Only if a write to the client has failed, the guest's unread bytes are gone.
+    ///
+    /// A buffered socket may hold bytes that are not flushed. A new [`Carry`] flushes them; without one, do it yourself.
     ///
     /// # Examples
     ///

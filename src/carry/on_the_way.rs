@@ -44,6 +44,14 @@ impl fmt::Debug for ToClient {
 }
 
 impl ToClient {
+    pub(super) fn new() -> Self {
+        Self {
+            // The socket may hold what was written to it before, such as by a carry that was taken apart.
+            needs_flush: true,
+            ..Self::default()
+        }
+    }
+
     /// Takes what one write can use.
     pub(super) fn take_chunks(&mut self, stream: &AgentStream, cx: &mut Context<'_>) {
         while self.end.is_none()
