@@ -75,8 +75,8 @@ where
 /// no longer. By then the socket has all of the guest's bytes; a client that leaves them unread keeps `run` from returning.
 ///
 /// That the client has closed may show first when a write to it fails. The guest then gets what the client sends until its
-/// end, and the guest's own bytes are discarded. A client that closed only its reading has no end yet: `run` fails at its next
-/// pause, and goes on for as long as it makes none.
+/// end, and the guest's own bytes are discarded. A client that closed only its reading has no end yet: `run` goes on for as
+/// long as it sends without a pause, and then fails.
 ///
 /// # Backpressure
 ///
@@ -177,7 +177,7 @@ impl<S> Carry<S> {
     /// With `false` it only [shuts the stream down](AgentStream#ends): the guest does not notice, and its bytes go on to the
     /// client until the guest ends. Choose this for a client that ends its writing to say that its request is complete, and
     /// then reads the answer. The guest must know by the bytes alone that the request is complete. A client that has closed
-    /// its socket is then noticed at the next byte of the guest.
+    /// its socket is then noticed when a write to it fails: at the guest's next byte, or with TCP at the one after.
     ///
     /// # Examples
     ///
