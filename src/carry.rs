@@ -76,7 +76,8 @@ where
 ///
 /// That the client has closed may show first when a write to it fails. The guest then gets what the client sends until its
 /// end, and the guest's own bytes are discarded. A client that closed only its reading has no end yet: `run` goes on for as
-/// long as it sends without a pause, and then fails.
+/// long as it sends without a pause, and then fails. It also fails if the connection was reset, as bytes may be lost then: TCP
+/// does that if the client closes before it has read everything.
 ///
 /// # Backpressure
 ///

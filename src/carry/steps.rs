@@ -30,6 +30,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Carry<S> {
         yield_now().await;
         poll_fn(|cx| self.poll_last_bytes(cx)).await;
         match self.lost_client.take() {
+            // A TCP socket that was reset says so once. A read then looks like an end, though bytes may be lost.
+            Some(error) if error.kind() == io::ErrorKind::ConnectionReset => {
+                Err(CarryError::Client(error))
+            }
             Some(error) if !self.has_client_ended() => Err(CarryError::Client(error)),
             // The guest has all that the client wrote: an end like any other.
             _ => Ok(Ended::Client),

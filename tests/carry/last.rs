@@ -211,9 +211,27 @@ async fn failed_read_is_no_end() {
 }
 
 #[tokio::test]
+async fn reset_is_no_end_but_leaves_what_came_before() {
+    watchdog(async {
+        let reads = [Read::Bytes(b"power off".into()), Read::End];
+        let (stream, (_guest, mut agent), client) = closed_client(reads).await;
+        client.with(|script| script.writes = [Write::Error(ErrorKind::ConnectionReset)].into());
+        let error = Carry::new(stream, client).run().await.unwrap_err();
+        assert!(
+            matches!(error, CarryError::Client(error) if error.kind() == ErrorKind::ConnectionReset)
+        );
+        let mut heard = String::new();
+        agent.read_to_string(&mut heard).await.unwrap();
+        assert_eq!(heard, "power off");
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn client_that_ended_before_the_failed_write_has_ended() {
     watchdog(async {
         let (stream, _booted, client) = closed_client([Read::End]).await;
+        client.with(|script| script.writes = [Write::Error(ErrorKind::ConnectionReset)].into());
         assert_eq!(
             Carry::new(stream, client).run().await.unwrap(),
             Ended::Client
