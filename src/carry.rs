@@ -2,18 +2,16 @@
 
 mod ended;
 mod on_the_way;
+mod steps;
 
-use std::future::poll_fn;
 use std::io;
-use std::pin::Pin;
-use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite};
 
-use self::ended::Failed;
 pub use self::ended::{Carried, CarryError, CarryParts, Ended};
 use self::on_the_way::{ToClient, ToGuest};
+#[cfg(doc)]
 use crate::error::Error;
 use crate::stream::AgentStream;
 
@@ -76,6 +74,11 @@ where
 /// When `run` has returned, the stream is [closed](AgentStream::close), so an [exit hook](crate::AgentPort::exit_hook) waits
 /// no longer. By then the socket has all of the guest's bytes; a client that leaves them unread keeps `run` from returning.
 ///
+/// That the client has closed may show first when a write to it fails. The guest then gets what the client sends until its
+/// end, and the guest's own bytes are discarded. A client that closed only its reading has no end yet: `run` goes on for as
+/// long as it sends without a pause, and then fails. It also fails if the connection was reset, as bytes may be lost then: TCP
+/// does that if the client closes before it has read everything.
+///
 /// # Backpressure
 ///
 /// While one side does not read, the other's writes wait. The guest's bytes go from the ring to the socket without a copy,
@@ -133,11 +136,16 @@ pub struct Carry<S> {
     to_client: ToClient,
     to_guest: ToGuest,
     carried: Carried,
-    outcome: Option<Result<Ended, Failed>>,
+    /// Why nothing more can be written to the guest. What it had written by then still goes to the client.
+    lost_guest: Option<io::Error>,
+    /// Why nothing more can be written to the client. What it has sent still goes to the guest.
+    lost_client: Option<io::Error>,
+    outcome: Option<Result<Ended, CarryError>>,
 }
 
 impl<S> Carry<S> {
-    /// Joins the two. Nothing moves until you call [`run`](Self::run).
+    /// Joins the two. Nothing moves until you call [`run`](Self::run), which first flushes the socket: it may still hold what
+    /// was written to it before.
     ///
     /// # Examples
     ///
@@ -156,9 +164,11 @@ impl<S> Carry<S> {
             stream,
             socket,
             hangs_up: true,
-            to_client: ToClient::default(),
+            to_client: ToClient::new(),
             to_guest: ToGuest::default(),
             carried: Carried::default(),
+            lost_guest: None,
+            lost_client: None,
             outcome: None,
         }
     }
@@ -168,7 +178,7 @@ impl<S> Carry<S> {
     /// With `false` it only [shuts the stream down](AgentStream#ends): the guest does not notice, and its bytes go on to the
     /// client until the guest ends. Choose this for a client that ends its writing to say that its request is complete, and
     /// then reads the answer. The guest must know by the bytes alone that the request is complete. A client that has closed
-    /// its socket is then noticed at the next byte of the guest.
+    /// its socket is then noticed when a write to it fails: at the guest's next byte, or with TCP at the one after.
     ///
     /// # Examples
     ///
@@ -229,6 +239,9 @@ impl<S> Carry<S> {
     /// Returns both sides, and what was on the way between them.
     ///
     /// After a cancelled `run` no byte is lost: each was written, is in the parts, or is unread in the stream or the socket.
+    /// Only if a write to the client has failed, the guest's unread bytes are gone.
+    ///
+    /// A buffered socket may hold bytes that are not flushed. A new [`Carry`] flushes them; without one, do it yourself.
     ///
     /// # Examples
     ///
@@ -270,7 +283,8 @@ impl<S> Carry<S> {
 impl<S: AsyncRead + AsyncWrite + Unpin> Carry<S> {
     /// Carries until one side has ended and the other knows it, or until one has failed.
     ///
-    /// Called again after that, it returns the same at once.
+    /// Called again after that, it returns the same at once. Of an error that is neither the system's nor an [`Error`], it only
+    /// says the side and the kind.
     ///
     /// # Errors
     ///
@@ -279,7 +293,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Carry<S> {
     ///
     /// # Cancel safety
     ///
-    /// Cancel safe: if you drop it, no byte is lost, and no end that it has seen. Call it again to go on.
+    /// Cancel safe: if you drop it, no byte is lost, and no end or failure that it has seen. Call it again to go on.
     ///
     /// # Examples
     ///
@@ -304,115 +318,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Carry<S> {
     /// }
     /// ```
     pub async fn run(&mut self) -> Result<Ended, CarryError> {
-        if let Some(outcome) = self.outcome {
-            return outcome.map_err(CarryError::from);
+        if let Some(outcome) = &self.outcome {
+            return outcome.as_ref().copied().map_err(CarryError::again);
         }
-        let result = poll_fn(|cx| self.poll_run(cx)).await;
-        self.outcome = Some(result.as_ref().copied().map_err(Failed::from));
+        let result = self.carry_on().await;
+        self.outcome = Some(result.as_ref().copied().map_err(CarryError::again));
         // The guest is hung up, and the exit hook goes on.
         self.stream.close();
         result
     }
-
-    /// Takes steps in both directions in turn, so that neither uses up the task's budget alone.
-    fn poll_run(&mut self, cx: &mut Context<'_>) -> Poll<Result<Ended, CarryError>> {
-        let (mut guest_waits, mut client_waits) = (false, false);
-        while !(guest_waits && client_waits) {
-            if !client_waits {
-                client_waits = self.poll_to_guest(cx)?.is_pending();
-                // The client's end may end the other direction, too.
-                guest_waits &= self.to_client.rest.is_none();
-            }
-            if !guest_waits {
-                match self.poll_to_client(cx) {
-                    Poll::Ready(Ok(None)) => {}
-                    Poll::Ready(Ok(Some(ended))) => return Poll::Ready(Ok(ended)),
-                    Poll::Ready(Err(error)) => return Poll::Ready(self.fail(cx, error)),
-                    Poll::Pending => guest_waits = true,
-                }
-            }
-        }
-        Poll::Pending
-    }
-
-    /// One read from the client or one write to the stream.
-    fn poll_to_guest(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), CarryError>> {
-        let to_guest = &mut self.to_guest;
-        if to_guest.has_ended {
-            return Poll::Pending;
-        }
-        if !to_guest.unwritten().is_empty() {
-            let written = ready!(Pin::new(&mut self.stream).poll_write(cx, to_guest.unwritten()));
-            match written {
-                Ok(written) => {
-                    to_guest.range.start += written;
-                    self.carried.to_guest += written as u64;
-                }
-                // No failure: the other direction comes to its end.
-                Err(error) if is_guest_gone(&error) => to_guest.has_ended = true,
-                Err(error) => return Poll::Ready(Err(CarryError::Guest(error))),
-            }
-            return Poll::Ready(Ok(()));
-        }
-        // First the room, so that the client waits while the guest does not read.
-        ready!(self.stream.poll_write_ready(cx)).map_err(CarryError::Guest)?;
-        let mut buf = ReadBuf::new(&mut to_guest.buf);
-        ready!(Pin::new(&mut self.socket).poll_read(cx, &mut buf)).map_err(CarryError::Client)?;
-        to_guest.range = 0..buf.filled().len();
-        if to_guest.range.is_empty() {
-            to_guest.has_ended = true;
-            if self.hangs_up {
-                self.stream.hang_up();
-                // The guest can write no more. What it had written by now still goes to the client.
-                self.to_client.rest = Some(self.stream.host().unread());
-            } else {
-                self.stream.host().shut_down();
-            }
-        }
-        Poll::Ready(Ok(()))
-    }
-
-    /// One write to the client, or the end.
-    fn poll_to_client(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Ended>, CarryError>> {
-        let (to_client, mut socket) = (&mut self.to_client, Pin::new(&mut self.socket));
-        to_client.take_chunks(&self.stream, cx);
-        if !to_client.chunks.is_empty() {
-            let written = ready!(to_client.poll_write(socket, cx)).map_err(CarryError::Client)?;
-            if written == 0 {
-                let error = io::ErrorKind::WriteZero.into();
-                return Poll::Ready(Err(CarryError::Client(error)));
-            }
-            self.carried.from_guest += written as u64;
-            return Poll::Ready(Ok(None));
-        }
-        if to_client.needs_flush {
-            ready!(socket.as_mut().poll_flush(cx)).map_err(CarryError::Client)?;
-            to_client.needs_flush = false;
-        }
-        match to_client.end.take() {
-            None => Poll::Pending,
-            Some(Err(error)) => Poll::Ready(Err(CarryError::Guest(error))),
-            Some(Ok(ended)) => {
-                to_client.end = Some(Ok(ended));
-                ready!(socket.poll_shutdown(cx)).map_err(CarryError::Client)?;
-                Poll::Ready(Ok(Some(ended)))
-            }
-        }
-    }
-
-    /// The direction to the client has failed.
-    fn fail(&mut self, cx: &mut Context<'_>, error: CarryError) -> Result<Ended, CarryError> {
-        // A client may send its last request and close its socket, without reading what the guest sends. That is found here
-        // first, but the guest gets the request, and then it is an end like any other.
-        while let Poll::Ready(Ok(())) = self.poll_to_guest(cx) {}
-        match error {
-            CarryError::Client(_) if self.to_client.rest.is_some() => Ok(Ended::Client),
-            error => Err(error),
-        }
-    }
-}
-
-fn is_guest_gone(error: &io::Error) -> bool {
-    let reason = error.get_ref().and_then(|reason| reason.downcast_ref());
-    matches!(reason, Some(Error::GuestGone))
 }

@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 #[cfg(doc)]
 use super::Carry;
+use crate::error::Error;
 use crate::stream::AgentStream;
 
 /// How a [`Carry`] ended.
@@ -68,36 +69,33 @@ pub enum CarryError {
     Client(#[source] io::Error),
 }
 
-/// How a carry has failed, to say it again.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Failed {
-    Guest(io::ErrorKind),
-    Client(io::ErrorKind),
-}
-
-impl From<Failed> for CarryError {
-    fn from(failed: Failed) -> Self {
-        match failed {
-            Failed::Guest(kind) => Self::Guest(kind.into()),
-            Failed::Client(kind) => Self::Client(kind.into()),
-        }
-    }
-}
-
-impl From<&CarryError> for Failed {
-    fn from(error: &CarryError) -> Self {
-        match error {
-            CarryError::Guest(error) => Self::Guest(error.kind()),
-            CarryError::Client(error) => Self::Client(error.kind()),
-        }
-    }
-}
-
 impl CarryError {
+    /// The same, as far as it can be said again.
+    pub(super) fn again(&self) -> Self {
+        match self {
+            Self::Guest(error) => Self::Guest(again(error)),
+            Self::Client(error) => Self::Client(again(error)),
+        }
+    }
+
     fn kind(&self) -> io::ErrorKind {
         match self {
             Self::Guest(error) | Self::Client(error) => error.kind(),
         }
+    }
+}
+
+/// The system's error or the crate's. Of any other, only the kind.
+fn again(error: &io::Error) -> io::Error {
+    if let Some(code) = error.raw_os_error() {
+        return io::Error::from_raw_os_error(code);
+    }
+    match error.get_ref().and_then(|reason| reason.downcast_ref()) {
+        Some(Error::CutOff) => Error::CutOff.into(),
+        Some(Error::Os(error)) => Error::Os(again(error)).into(),
+        Some(Error::RuntimeGone) => Error::RuntimeGone.into(),
+        Some(Error::ShutDown) => Error::ShutDown.into(),
+        _ => error.kind().into(),
     }
 }
 

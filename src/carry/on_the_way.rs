@@ -30,7 +30,7 @@ pub(super) struct ToClient {
     /// The bytes of all chunks.
     length: usize,
     pub(super) needs_flush: bool,
-    /// Once the client has ended: how many bytes are still to be taken from the ring.
+    /// Once nothing more goes to the guest: how many bytes are still to be taken from the ring.
     pub(super) rest: Option<usize>,
     /// What comes after the chunks.
     pub(super) end: Option<io::Result<Ended>>,
@@ -44,6 +44,14 @@ impl fmt::Debug for ToClient {
 }
 
 impl ToClient {
+    pub(super) fn new() -> Self {
+        Self {
+            // The socket may hold what was written to it before, such as by a carry that was taken apart.
+            needs_flush: true,
+            ..Self::default()
+        }
+    }
+
     /// Takes what one write can use.
     pub(super) fn take_chunks(&mut self, stream: &AgentStream, cx: &mut Context<'_>) {
         while self.end.is_none()

@@ -6,7 +6,7 @@ use std::io::{self, ErrorKind};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_krun::{AgentStream, Carry, CarryError, Ended, Error, Options};
 
-use crate::common::{SMALL, backend, boot, pattern, watchdog};
+use crate::common::{SMALL, backend, boot, cancelled_at, pattern, watchdog};
 use crate::scripted::{Read, Scripted, Write};
 
 #[tokio::test]
@@ -168,9 +168,141 @@ async fn stream_that_was_shut_down_carries_only_from_guest() {
                 assert!(matches!(ended, Err(CarryError::Guest(error)) if error.kind() == ErrorKind::BrokenPipe));
             } else {
                 assert_eq!(ended.unwrap(), Ended::Guest);
-                assert_eq!(client.arrived(), b"log line");
+            }
+            assert_eq!(client.arrived(), b"log line");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn failed_write_to_guest_leaves_client_all_that_came_before() {
+    watchdog(async {
+        let (mut stream, port) = AgentStream::pair().unwrap();
+        stream.shutdown().await.unwrap();
+        let guest = boot(port);
+        let mut agent = guest.open().unwrap();
+        let sent = pattern(1 << 20);
+        agent.write_all(&sent).await.unwrap();
+        guest.drained().await;
+        let client = Scripted::default();
+        client.reads([Read::Bytes(b"request".into())]);
+        client.with(|script| script.writes.push_back(Write::Takes(1)));
+        let mut carry = Carry::new(stream, client.clone());
+        let CarryError::Guest(error) = carry.run().await.unwrap_err() else {
+            panic!("the stream has failed");
+        };
+        let reason = error.get_ref().and_then(|reason| reason.downcast_ref());
+        assert!(matches!(reason, Some(Error::ShutDown)));
+        assert!(client.arrived() == sent);
+        // The client must not take this for a proper end.
+        assert!(!client.with(|script| script.is_shut_down));
+        assert_eq!(carry.into_parts().to_guest, "request");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn failed_writes_to_both_sides_are_no_end() {
+    watchdog(async {
+        let (mut stream, port) = AgentStream::pair().unwrap();
+        stream.shutdown().await.unwrap();
+        let guest = boot(port);
+        let mut agent = guest.open().unwrap();
+        agent.write_all(b"log line").await.unwrap();
+        guest.drained().await;
+        let client = Scripted::default();
+        client.reads([Read::Bytes(b"request".into())]);
+        client.with(|script| script.is_full = true);
+        let mut carry = Carry::new(stream, client.clone());
+        assert!(cancelled_at(1, carry.run()).await.is_none());
+        client.with(|script| {
+            script.is_full = false;
+            script.writes.push_back(Write::Error(ErrorKind::BrokenPipe));
+        });
+        assert!(matches!(carry.run().await, Err(CarryError::Client(_))));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn second_run_says_the_reason_again() {
+    watchdog(async {
+        let (stream, port) = Options::new().capacity(SMALL).create().unwrap();
+        let handle = port.handle();
+        let backend = backend(port);
+        handle.quiesce();
+        let sent = pattern(2 * SMALL + 10);
+        assert_eq!(backend.write(&sent).unwrap(), sent.len());
+        let mut cut_off = Carry::new(stream, Scripted::default());
+
+        let (mut stream, port) = AgentStream::pair().unwrap();
+        stream.shutdown().await.unwrap();
+        let client = Scripted::default();
+        client.reads([Read::Bytes(b"request".into())]);
+        let mut shut_down = Carry::new(stream, client);
+        for _ in 0..3 {
+            let error = io::Error::from(cut_off.run().await.unwrap_err());
+            assert_eq!(error.kind(), ErrorKind::UnexpectedEof);
+            assert!(matches!(reason(&error), Some(Error::CutOff)));
+            let error = io::Error::from(shut_down.run().await.unwrap_err());
+            assert_eq!(error.kind(), ErrorKind::BrokenPipe);
+            assert!(matches!(reason(&error), Some(Error::ShutDown)));
+        }
+        drop(port);
+    })
+    .await;
+}
+
+/// The crate's own error in a `CarryError::Guest`.
+fn reason(error: &io::Error) -> Option<&Error> {
+    let error = error.get_ref()?.downcast_ref::<CarryError>()?;
+    let CarryError::Guest(error) = error else {
+        return None;
+    };
+    error.get_ref()?.downcast_ref()
+}
+
+#[tokio::test]
+async fn second_run_says_the_error_of_the_socket_again() {
+    watchdog(async {
+        for error in [
+            io::Error::from_raw_os_error(5),
+            io::Error::other("TLS alert"),
+        ] {
+            let expected = (error.raw_os_error(), error.kind());
+            let (stream, _port) = AgentStream::pair().unwrap();
+            let client = tokio_test::io::Builder::new().read_error(error).build();
+            let mut carry = Carry::new(stream, client);
+            for _ in 0..3 {
+                let CarryError::Client(error) = carry.run().await.unwrap_err() else {
+                    panic!("the client's socket has failed");
+                };
+                assert_eq!((error.raw_os_error(), error.kind()), expected);
             }
         }
     })
     .await;
+}
+
+/// On Windows the port ends with the runtime.
+#[cfg(not(windows))]
+#[test]
+fn second_run_says_again_that_the_runtime_has_gone() {
+    let runtime = || {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap()
+    };
+    let home = runtime();
+    let (stream, _port) = Options::new().create_on(home.handle()).unwrap();
+    drop(home);
+    let mut carry = Carry::new(stream, Scripted::default());
+    runtime().block_on(watchdog(async {
+        for _ in 0..3 {
+            let error = io::Error::from(carry.run().await.unwrap_err());
+            assert!(matches!(reason(&error), Some(Error::RuntimeGone)));
+        }
+    }));
 }

@@ -285,3 +285,28 @@ proptest! {
         }));
     }
 }
+
+#[tokio::test]
+async fn what_was_not_flushed_when_taken_apart_is_flushed_by_the_next_carry() {
+    watchdog(async {
+        let (stream, port) = AgentStream::pair().unwrap();
+        let guest = boot(port);
+        let mut agent = guest.open().unwrap();
+        agent.write_all(b"word").await.unwrap();
+        guest.drained().await;
+        let client = Scripted::default();
+        client.with(|script| script.is_slow = true);
+        let mut carry = Carry::new(stream, client.clone());
+        assert!(cancelled_at(1, carry.run()).await.is_none());
+        assert_eq!(carry.carried().from_guest, 4);
+        let parts = carry.into_parts();
+        assert!(parts.to_client.is_empty());
+        assert_eq!(client.arrived(), b"");
+
+        client.with(|script| script.is_slow = false);
+        let mut carry = Carry::new(parts.stream, parts.socket);
+        assert!(cancelled_at(1, carry.run()).await.is_none());
+        assert_eq!(client.arrived(), b"word"); // though the guest wrote nothing more
+    })
+    .await;
+}

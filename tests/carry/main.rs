@@ -6,4 +6,5 @@ mod common;
 mod ends;
 mod failures;
 mod flow;
+mod last;
 mod scripted;

@@ -34,6 +34,8 @@ pub(crate) struct Script {
     pub(crate) writes: VecDeque<Write>,
     /// Writes wait.
     pub(crate) is_full: bool,
+    /// Flushes wait.
+    pub(crate) is_slow: bool,
     pub(crate) is_vectored: bool,
     /// What was written and flushed.
     pub(crate) arrived: Vec<u8>,
@@ -136,8 +138,12 @@ impl AsyncWrite for Scripted {
         self.0.lock().unwrap().is_vectored
     }
 
-    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let script = &mut *self.0.lock().unwrap();
+        if script.is_slow {
+            script.wakers.push(cx.waker().clone());
+            return Poll::Pending;
+        }
         script.arrived.append(&mut script.unflushed);
         Poll::Ready(Ok(()))
     }
