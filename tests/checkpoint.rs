@@ -520,6 +520,7 @@ async fn agents_port_is_given_back_only_once() {
 }
 
 /// A second attempt, which replaces the first.
+#[cfg(unix)]
 #[tokio::test]
 async fn port_is_quiesced_while_any_checkpoint_lives() {
     let (_stream, port) = Options::new().capacity(32 * 1024).create().unwrap();
@@ -538,6 +539,7 @@ async fn port_is_quiesced_while_any_checkpoint_lives() {
 }
 
 /// By value, the end of the checkpoint says so as well.
+#[cfg(unix)]
 #[tokio::test]
 async fn resume_fails_if_worker_has_called_since_stream_became_state() {
     let (stream, port) = AgentStream::pair().unwrap();

@@ -8,8 +8,10 @@
 
 #[cfg(unix)]
 use std::cell::RefCell;
+#[cfg(any(unix, feature = "test-util"))]
+use std::sync::Weak;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, OnceLock};
 
 /// How many workers a port has.
 #[derive(Debug, Default)]

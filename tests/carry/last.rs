@@ -8,6 +8,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::task::{coop, yield_now};
 use tokio_krun::test_util::Guest;
 use tokio_krun::{AgentStream, Carry, CarryError, Ended, Options};
+#[cfg(unix)]
 use tokio_test::assert_pending;
 
 use crate::common::{SMALL, boot, cancelled_at, pattern, watchdog};
