@@ -27,6 +27,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_krun::AgentStream;
+use tokio_util::codec::{Framed, LengthDelimitedCodec};
 use tokio_util::sync::CancellationToken;
 
 use crate::link::{Agent, Ended, Failure, drive};
@@ -82,11 +83,14 @@ pub async fn announce_end(client: &Client, run: &str) {
 // ---- the VM's process ----------------------------------------------------------------------------
 
 /// Offers the agent to callers and to the supervisor, until its VM ends or the supervisor stops it.
+///
+/// `alone` says that the supervisor has gone.
 pub(crate) async fn serve(
     stream: AgentStream,
     socket: UnixStream,
     server: &str,
     settings: &Settings,
+    alone: CancellationToken,
 ) -> Result {
     let client = connect(server, &settings.name).await?;
     let (agent, mut jobs) = Agent::new();
@@ -108,34 +112,23 @@ pub(crate) async fn serve(
         offered
     };
     let obeying = async {
-        loop {
-            let frame = tokio::select! {
-                frame = supervisor.next() => frame,
-                () = closing.cancelled() => return Ok(()),
-            };
-            let request = match frame.transpose()? {
-                Some(frame) => Request::decode(&frame)?,
-                None => end_alone(&client, settings, &closing, &settled).await,
-            };
-            if request == Request::Stop {
-                closing.cancel();
-                settled.cancelled().await; // What was taken is answered first.
-            }
-            let Ok(mut reply) = agent.request(request, Instant::now() + LONGEST).await else {
-                return Ok(());
-            };
-            while let Ok(answer) = reply.next().await {
-                supervisor.send(answer.encode()).await?;
-                if answer.is_last() {
-                    break;
-                }
-            }
-            if request == Request::Stop {
-                return Ok::<_, std::io::Error>(());
-            }
+        if obey(&mut supervisor, &agent, &closing, &settled)
+            .await
+            .is_err()
+        {
+            alone.cancel();
         }
     };
-    let (ended, offered, obeyed) = tokio::join!(driving, offering, obeying);
+    let working = async { tokio::join!(driving, offering, obeying) };
+    // The agent may be at work for long. So this waits beside what waits for the agent.
+    let ending = async {
+        alone.cancelled().await;
+        end_alone(&client, settings, &closing, &settled).await
+    };
+    let (ended, offered, ()) = tokio::select! {
+        ended = working => ended,
+        never = ending => never,
+    };
     let _ = timeout(Duration::from_secs(1), client.flush()).await;
     let words = match ended {
         Ended::Closed(Some(_)) => None,
@@ -146,12 +139,49 @@ pub(crate) async fn serve(
         Ended::Failed(words) => Some(words),
     };
     match words {
-        None => offered.and(Ok(obeyed?)),
+        None => offered,
         Some(words) => {
-            supervisor
-                .send(Answer::Goodbye(words.clone()).encode())
-                .await?;
+            if supervisor
+                .send(Answer::Goodbye(words).encode())
+                .await
+                .is_err()
+            {
+                end_alone(&client, settings, &closing, &settled).await;
+            }
             std::process::exit(1); // A guest that has stalled does not end by itself.
+        }
+    }
+}
+
+/// Carries out what the supervisor requests, until `closing` or its request to stop. Fails if it has gone.
+async fn obey(
+    supervisor: &mut Framed<UnixStream, LengthDelimitedCodec>,
+    agent: &Agent,
+    closing: &CancellationToken,
+    settled: &CancellationToken,
+) -> std::io::Result<()> {
+    loop {
+        let frame = tokio::select! {
+            frame = supervisor.next() => frame,
+            () = closing.cancelled() => return Ok(()),
+        };
+        let frame = frame.ok_or(std::io::ErrorKind::UnexpectedEof)??;
+        let request = Request::decode(&frame)?;
+        if request == Request::Stop {
+            closing.cancel();
+            settled.cancelled().await; // What was taken is answered first.
+        }
+        let Ok(mut reply) = agent.request(request, Instant::now() + LONGEST).await else {
+            return Ok(());
+        };
+        while let Ok(answer) = reply.next().await {
+            supervisor.send(answer.encode()).await?;
+            if answer.is_last() {
+                break;
+            }
+        }
+        if request == Request::Stop {
+            return Ok(());
         }
     }
 }
