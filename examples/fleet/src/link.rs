@@ -189,7 +189,13 @@ pub enum Ended {
 /// Carries out the queue's requests one by one, until the connection ends.
 ///
 /// What is in the queue then stays there, never sent, for the next connection. The request that is being carried out fails.
-pub async fn drive<S>(socket: S, jobs: &mut Jobs, stall: Duration) -> Ended
+/// Calls `heard` with each answer but the last words, before its caller has it.
+pub async fn drive<S>(
+    socket: S,
+    jobs: &mut Jobs,
+    stall: Duration,
+    mut heard: impl FnMut(&Answer),
+) -> Ended
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -211,6 +217,12 @@ where
         if let Err(error) = frames.send(job.request.encode()).await {
             return Ended::Failed(error.to_string());
         }
+        // An agent may have much to finish before its last words. Whoever tells it to stop limits that.
+        let stall = if job.request == Request::Stop {
+            Duration::MAX
+        } else {
+            stall
+        };
         loop {
             let answer = match timeout(stall, frames.next()).await {
                 Err(_) => return Ended::Stalled,
@@ -223,6 +235,7 @@ where
             let last_words = if let Answer::Goodbye(words) = &answer {
                 Some(words.clone())
             } else {
+                heard(&answer);
                 None
             };
             let is_last = answer.is_last();

@@ -25,7 +25,7 @@ use futures::{SinkExt, StreamExt, stream};
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout, timeout_at};
 use tokio_krun::AgentStream;
 use tokio_util::codec::{Framed, LengthDelimitedCodec};
 use tokio_util::sync::CancellationToken;
@@ -97,10 +97,22 @@ pub(crate) async fn serve(
     let (closing, settled) = (CancellationToken::new(), CancellationToken::new());
     let stall = Duration::from_millis(settings.stall_ms);
     let mut supervisor = framed(socket);
+    // The requests and bytes that the agent has answered, once it has said anything.
+    let answered = watch::Sender::new(None);
+    let heard = |answer: &Answer| {
+        answered.send_modify(|answered| {
+            let (requests, bytes) = answered.get_or_insert((0, 0));
+            match answer {
+                Answer::Part(part) => *bytes += part.len() as u64,
+                Answer::Done => *requests += 1,
+                _ => {}
+            }
+        });
+    };
 
     // It has the queue, so that requests which are still in it fail when the VM ends.
     let driving = async {
-        let ended = drive(stream, &mut jobs, stall).await;
+        let ended = drive(stream, &mut jobs, stall, heard).await;
         drop(jobs);
         closing.cancel();
         ended
@@ -112,9 +124,15 @@ pub(crate) async fn serve(
         offered
     };
     let obeying = async {
-        if obey(&mut supervisor, &agent, &closing, &settled)
-            .await
-            .is_err()
+        if obey(
+            &mut supervisor,
+            &agent,
+            answered.subscribe(),
+            &closing,
+            &settled,
+        )
+        .await
+        .is_err()
         {
             alone.cancel();
         }
@@ -127,6 +145,7 @@ pub(crate) async fn serve(
     };
     let (ended, offered, ()) = tokio::select! {
         ended = working => ended,
+        never = check(&agent) => never,
         never = ending => never,
     };
     let _ = timeout(Duration::from_secs(1), client.flush()).await;
@@ -157,6 +176,7 @@ pub(crate) async fn serve(
 async fn obey(
     supervisor: &mut Framed<UnixStream, LengthDelimitedCodec>,
     agent: &Agent,
+    mut answered: watch::Receiver<Option<(u64, u64)>>,
     closing: &CancellationToken,
     settled: &CancellationToken,
 ) -> std::io::Result<()> {
@@ -166,22 +186,42 @@ async fn obey(
             () = closing.cancelled() => return Ok(()),
         };
         let frame = frame.ok_or(std::io::ErrorKind::UnexpectedEof)??;
-        let request = Request::decode(&frame)?;
-        if request == Request::Stop {
-            closing.cancel();
-            settled.cancelled().await; // What was taken is answered first.
-        }
-        let Ok(mut reply) = agent.request(request, Instant::now() + LONGEST).await else {
-            return Ok(());
-        };
-        while let Ok(answer) = reply.next().await {
-            supervisor.send(answer.encode()).await?;
-            if answer.is_last() {
-                break;
+        let answer = match Request::decode(&frame)? {
+            Request::Ask(_) => Answer::Refused("this agent is asked by NATS".into()),
+            // Not the agent's own answer: that would wait behind all that callers ask.
+            Request::Status => {
+                let answered = tokio::select! {
+                    answered = answered.wait_for(Option::is_some) => answered.ok().and_then(|now| *now),
+                    () = closing.cancelled() => return Ok(()),
+                };
+                let (requests, bytes) = answered.unwrap_or_default();
+                Answer::Status { requests, bytes }
             }
-        }
-        if request == Request::Stop {
-            return Ok(());
+            Request::Stop => {
+                closing.cancel();
+                settled.cancelled().await; // What was taken is answered first.
+                let stopped = agent.request(Request::Stop, Instant::now() + LONGEST).await;
+                if let Ok(mut reply) = stopped
+                    && let Ok(answer) = reply.next().await
+                {
+                    supervisor.send(answer.encode()).await?;
+                }
+                return Ok(());
+            }
+        };
+        supervisor.send(answer.encode()).await?;
+    }
+}
+
+/// Asks the agent something every second, as one that nobody asks may stall too.
+async fn check(agent: &Agent) -> ! {
+    let mut ticks = interval(Duration::from_secs(1));
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        // With a full queue it is at work. `drive` notices if it stalls.
+        if let Some(mut reply) = agent.try_request(Request::Status, Instant::now() + LONGEST) {
+            let _ = reply.next().await;
         }
     }
 }

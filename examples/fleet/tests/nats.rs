@@ -15,6 +15,7 @@ use fleet::load::{Load, Target, run};
 use fleet::nats::{Caller, Repeat};
 use fleet::protocol::{Ask, LONGEST_ANSWER, content};
 use fleet::supervisor::{Fleet, Settings};
+use futures::future::join_all;
 use rustix::process::Signal;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -256,6 +257,34 @@ async fn an_agent_that_stalls_is_replaced() {
         content(2, 0, 1)
     );
     fleet.shut_down().await;
+}
+
+/// More requests wait in the VM's process than its agent answers in several stall limits.
+#[tokio::test]
+async fn a_busy_vm_is_not_taken_for_one_that_stalls() {
+    let server = Server::start();
+    let stall = Duration::from_secs(2);
+    let (fleet, caller) = server
+        .fleet(Settings {
+            stall,
+            ..settings(1)
+        })
+        .await;
+    let asks = (0..56).map(|key| {
+        let ask = Ask {
+            key,
+            size: 1,
+            work_ms: 250,
+        };
+        caller.ask(None, ask, soon() + HANG, Repeat::Never)
+    });
+    let answers = timeout(HANG, join_all(asks)).await.expect("no hang");
+    for (key, answer) in answers.into_iter().enumerate() {
+        assert_eq!(answer, Ok(content(key as u64, 0, 1)));
+    }
+    let row = &fleet.shut_down().await[0];
+    assert_eq!(row.restarts, 0, "{row:?}");
+    assert!(row.requests >= 56, "{row:?}");
 }
 
 #[tokio::test]

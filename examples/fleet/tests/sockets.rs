@@ -13,6 +13,7 @@ use fleet::link::Failure;
 use fleet::load::{Load, Target, run};
 use fleet::protocol::{Answer, Ask, LONGEST_ANSWER, content};
 use fleet::supervisor::{Fleet, State};
+use futures::future::join_all;
 use rustix::process::Signal;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
@@ -174,6 +175,40 @@ async fn a_request_that_finds_no_room_is_never_sent() {
         "{:?}",
         journal(&path)
     );
+}
+
+#[tokio::test]
+async fn a_vm_whose_queue_is_always_full_serves_after_a_restart() {
+    let fleet = Fleet::start(settings(1)).await.unwrap();
+    let pid = rows(&fleet, serving).await[0].pid.unwrap();
+    let ask = |key| Ask {
+        key,
+        size: 1,
+        work_ms: 20,
+    };
+    let asking = join_all((0..16).map(|key| {
+        let fleet = &fleet;
+        async move {
+            loop {
+                if let Ok(reply) = fleet.ask(Some(0), ask(key), soon()).await {
+                    let _ = reply.whole().await;
+                }
+            }
+        }
+    }));
+    let killing = async {
+        let before = rows(&fleet, |rows| rows[0].requests > 16).await.remove(0);
+        signal(pid, Signal::KILL);
+        rows(&fleet, |rows| {
+            rows[0].restarts == 1 && serving(rows) && rows[0].requests > before.requests + 16
+        })
+        .await;
+    };
+    tokio::select! {
+        _ = asking => {}
+        () = killing => {}
+    }
+    fleet.shut_down().await;
 }
 
 #[tokio::test]
