@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use fleet::nats::{Caller, Repeat};
+use fleet::nats::{Caller, Repeat, is_name};
 use fleet::protocol::{Ask, LONGEST_ANSWER};
 use fleet::supervisor::{Fleet, Settings};
 use fleet::table::{Table, total};
@@ -55,7 +55,7 @@ struct Run {
     #[arg(long)]
     nats: Option<String>,
     /// Names this machine
-    #[arg(long, default_value = "vm")]
+    #[arg(long, default_value = "vm", value_parser = name)]
     host: String,
     /// How long an agent may send nothing while it owes an answer
     #[arg(long, default_value_t = 5000)]
@@ -99,6 +99,14 @@ struct LoadArguments {
     limit_ms: u64,
     #[arg(long)]
     may_repeat: bool,
+}
+
+fn name(name: &str) -> Result<String, &'static str> {
+    if is_name(name) {
+        Ok(name.into())
+    } else {
+        Err("it becomes part of a NATS subject: no spaces, `.`, `*` or `>`")
+    }
 }
 
 fn main() -> Result {

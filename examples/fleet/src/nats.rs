@@ -56,6 +56,12 @@ const LONGEST: Duration = Duration::from_secs(600);
 /// How many ended runs a caller remembers.
 const ENDED_RUNS: usize = 1024;
 
+/// Whether a machine or a VM may be called so: the name is one token of a subject.
+pub fn is_name(name: &str) -> bool {
+    let has_meaning = |c: char| c.is_whitespace() || c.is_control() || ".*>".contains(c);
+    !name.is_empty() && !name.contains(has_meaning)
+}
+
 /// Connects, now or as soon as the server is there, and again whenever it was away.
 ///
 /// # Errors
@@ -137,39 +143,39 @@ pub(crate) async fn serve(
             alone.cancel();
         }
     };
-    let working = async { tokio::join!(driving, offering, obeying) };
+    let working = async {
+        // A VM that cannot be offered is of no use: the first error ends all.
+        let (ended, (), ()) = tokio::try_join!(async { Ok(driving.await) }, offering, async {
+            Ok(obeying.await)
+        })?;
+        Ok::<_, Box<dyn std::error::Error + Send + Sync>>(ended)
+    };
     // The agent may be at work for long. So this waits beside what waits for the agent.
     let ending = async {
         alone.cancelled().await;
         end_alone(&client, settings, &closing, &settled).await
     };
-    let (ended, offered, ()) = tokio::select! {
+    let ended = tokio::select! {
         ended = working => ended,
         never = check(&agent) => never,
         never = ending => never,
     };
     let _ = timeout(Duration::from_secs(1), client.flush()).await;
     let words = match ended {
-        Ended::Closed(Some(_)) => None,
-        Ended::Closed(None) => Some("the agent has closed its port".into()),
-        Ended::Stalled => Some(format!(
-            "stalled: owed an answer, sent nothing for {stall:?}"
-        )),
-        Ended::Failed(words) => Some(words),
+        Ok(Ended::Closed(Some(_))) => return Ok(()),
+        Ok(Ended::Closed(None)) => "the agent has closed its port".into(),
+        Ok(Ended::Stalled) => format!("stalled: owed an answer, sent nothing for {stall:?}"),
+        Ok(Ended::Failed(words)) => words,
+        Err(error) => format!("cannot offer the service: {error}"),
     };
-    match words {
-        None => offered,
-        Some(words) => {
-            if supervisor
-                .send(Answer::Goodbye(words).encode())
-                .await
-                .is_err()
-            {
-                end_alone(&client, settings, &closing, &settled).await;
-            }
-            std::process::exit(1); // A guest that has stalled does not end by itself.
-        }
+    if supervisor
+        .send(Answer::Goodbye(words).encode())
+        .await
+        .is_err()
+    {
+        end_alone(&client, settings, &closing, &settled).await;
     }
+    std::process::exit(1) // A guest that has stalled does not end by itself.
 }
 
 /// Carries out what the supervisor requests, until `closing` or its request to stop. Fails if it has gone.
@@ -282,7 +288,7 @@ async fn offer(
             refuse(&request, &Failure::never_sent("the VM is busy")).await;
         }
     }
-    service.stop().await?;
+    let _ = service.stop().await; // If it fails, nothing is offered any more.
     let late = async {
         while let Some(request) = requests.next().await {
             refuse(&request, &Failure::never_sent("the VM is shut down")).await;
@@ -459,7 +465,7 @@ impl Caller {
     ///
     /// # Errors
     ///
-    /// If there is no whole answer by the deadline, or it may not be sent again.
+    /// If `to` is no name, there is no whole answer by the deadline, or the request may not be sent again.
     pub async fn ask(
         &self,
         to: Option<&str>,
@@ -467,7 +473,14 @@ impl Caller {
         deadline: Instant,
         repeat: Repeat,
     ) -> Result<Bytes, Failure> {
-        let subject = to.map_or(ANY.into(), |name| format!("fleet.vm.{name}"));
+        let subject = match to {
+            None => ANY.into(),
+            Some(name) if is_name(name) => format!("fleet.vm.{name}"),
+            Some(name) => {
+                let words = format!("no VM can be called {name:?}: not part of a NATS subject");
+                return Err(Failure::never_sent(words));
+            }
+        };
         let mut pause = Duration::from_millis(10);
         loop {
             let failure = match self.ask_once(&subject, ask, deadline).await {

@@ -177,6 +177,43 @@ async fn callers_reach_one_vm_or_any_and_nats_counts() {
 }
 
 #[tokio::test]
+async fn a_name_that_is_no_subject_is_refused_and_a_vm_that_cannot_be_offered_ends_with_words() {
+    let server = Server::start();
+    let fleet = Fleet::start(Settings {
+        nats: Some(server.url()),
+        host: "a b".into(),
+        ..settings(1)
+    })
+    .await
+    .unwrap();
+    let row = rows(&fleet, |rows| rows[0].restarts > 0).await.remove(0);
+    let words = "ended with status 1: cannot offer the service: ";
+    assert!(row.reason.starts_with(words), "{row:?}");
+    fleet.shut_down().await;
+
+    let caller = Caller::connect(&server.url()).await.unwrap();
+    for name in ["a b", "", "a.b", "*", ">", "a\n"] {
+        let ask = Ask {
+            key: 1,
+            size: 1,
+            work_ms: 0,
+        };
+        let asking = caller.ask(Some(name), ask, soon() + HANG, Repeat::May);
+        let failure = timeout(HANG, asking).await.expect("at once").unwrap_err();
+        assert!(
+            !failure.perhaps_carried_out && failure.words.contains("NATS subject"),
+            "{failure}"
+        );
+    }
+    let mut fleet = Command::new(env!("CARGO_BIN_EXE_fleet"));
+    let refused = fleet
+        .args(["--host", "a.b", "--seconds", "0"])
+        .output()
+        .unwrap();
+    assert_eq!(refused.status.code(), Some(2), "{refused:?}");
+}
+
+#[tokio::test]
 async fn a_request_whose_vm_is_killed_fails_at_once_or_is_repeated_if_it_may_be() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("journal");
