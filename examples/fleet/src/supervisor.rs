@@ -27,6 +27,9 @@ const GRACE: Duration = Duration::from_secs(10);
 /// How long a process may take to end when its connection has.
 const EXIT: Duration = Duration::from_secs(5);
 
+/// How long it may take to end when its connection has failed.
+const EXIT_FAILED: Duration = Duration::from_secs(1);
+
 /// A VM that dies again within this time waits longer before it is restarted.
 const STEADY: Duration = Duration::from_secs(10);
 
@@ -275,7 +278,9 @@ impl Keeper {
         // One that has lost its connection ends by itself, and its status says why.
         let status = match &ended {
             Ended::Closed(_) => timeout(EXIT, child.wait()).await.ok().transpose()?,
-            Ended::Stalled | Ended::Failed(_) => None,
+            // So does one that was killed before it had read a request: that resets the connection.
+            Ended::Failed(_) => timeout(EXIT_FAILED, child.wait()).await.ok().transpose()?,
+            Ended::Stalled => None,
         };
         if status.is_none() {
             let _ = child.kill().await; // It may just have ended.
@@ -286,15 +291,15 @@ impl Keeper {
         };
         Ok(match (ended, status) {
             (Ended::Closed(Some(words)), Some(status)) if status.success() => words,
-            (Ended::Closed(words), Some(status)) => {
-                let said = words.unwrap_or(said);
+            (Ended::Closed(Some(words)), Some(status)) => format!("{}: {words}", in_words(status)),
+            (Ended::Closed(None) | Ended::Failed(_), Some(status)) => {
                 in_words(status) + if said.is_empty() { "" } else { ": " } + &said
             }
             (Ended::Closed(_), None) => "closed its connection, but did not end: killed".into(),
             (Ended::Stalled, _) => {
                 format!("stalled: owed an answer, sent nothing for {stall:?}: killed")
             }
-            (Ended::Failed(words), _) => format!("{words}: killed"),
+            (Ended::Failed(words), None) => format!("{words}: killed"),
         })
     }
 

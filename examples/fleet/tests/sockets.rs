@@ -9,15 +9,23 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use common::{HANG, is_running, journal, rows, serving, settings, signal};
-use fleet::link::Failure;
+use fleet::link::{Agent, Ended, Failure, drive};
 use fleet::load::{Load, Target, run};
-use fleet::protocol::{Answer, Ask, LONGEST_ANSWER, content};
+use fleet::protocol::{Answer, Ask, LONGEST_ANSWER, Request, content, framed};
 use fleet::supervisor::{Fleet, State};
-use futures::future::join_all;
+use futures::{SinkExt, future::join_all};
 use rustix::process::Signal;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 use tokio::time::{Instant, sleep, timeout};
+
+fn quick(key: u64) -> Ask {
+    Ask {
+        key,
+        size: 1,
+        work_ms: 0,
+    }
+}
 
 fn soon() -> Instant {
     Instant::now() + HANG
@@ -62,6 +70,86 @@ async fn a_request_whose_vm_is_killed_fails_at_once_and_the_vm_is_restarted() {
     let rows = fleet.shut_down().await;
     assert_eq!(rows[0].state, State::Stopped);
     assert_eq!(rows[0].reason, "goodbye after 1 requests");
+}
+
+#[tokio::test]
+async fn the_table_says_by_which_signal_a_vm_died_that_had_not_read_its_request() {
+    let fleet = Fleet::start(settings(1)).await.unwrap();
+    let pid = rows(&fleet, serving).await[0].pid.unwrap();
+    signal(pid, Signal::STOP);
+    let mut reply = fleet.ask(Some(0), quick(1), soon()).await.unwrap();
+    // Gives the request time to be sent. Otherwise the next run answers it.
+    let early = timeout(Duration::from_millis(200), reply.next()).await;
+    signal(pid, Signal::KILL);
+    if early.is_err() {
+        let _ = timeout(HANG, reply.next()).await.expect("no hang");
+    }
+    let row = rows(&fleet, |rows| rows[0].restarts == 1).await.remove(0);
+    assert_eq!(row.reason, "killed by signal 9");
+    fleet.shut_down().await;
+}
+
+#[tokio::test]
+async fn a_request_to_a_vm_that_is_dead_already_goes_to_its_next_run() {
+    let fleet = Fleet::start(settings(1)).await.unwrap();
+    for run in 0..5 {
+        let row = rows(&fleet, |rows| rows[0].restarts == run && serving(rows))
+            .await
+            .remove(0);
+        let pid = row.pid.unwrap();
+        signal(pid, Signal::KILL);
+        // Holds this thread, so that the supervisor has not noticed. The socket is closed once all threads have ended.
+        while is_running(pid)
+            || std::fs::read_dir(format!("/proc/{pid}/task")).is_ok_and(|tasks| tasks.count() > 1)
+        {
+            std::thread::yield_now();
+        }
+        let reply = fleet.ask(Some(0), quick(1), soon()).await.unwrap();
+        assert_eq!(reply.whole().await, Ok(content(1, 0, 1)));
+        let row = rows(&fleet, |rows| rows[0].restarts == run + 1)
+            .await
+            .remove(0);
+        assert_eq!(row.reason, "killed by signal 9");
+    }
+    fleet.shut_down().await;
+}
+
+#[tokio::test]
+async fn a_request_that_cannot_be_sent_stays_for_the_next_connection() {
+    let (agent, mut jobs) = Agent::new();
+    let request = Request::Ask(quick(1));
+    let reply = agent.request(request, soon()).await.unwrap();
+    // This agent reads no more, and then says why.
+    let (words, closed) = (tokio::io::duplex(1024), tokio::io::duplex(1024));
+    drop(closed.1);
+    let mut dying = framed(words.1);
+    let driving = drive(tokio::io::join(words.0, closed.0), &mut jobs, HANG, |_| ());
+    let saying = dying.send(Answer::Goodbye("no disk".into()).encode());
+    let first = async {
+        let ((), ended) = tokio::join!(
+            async {
+                // `drive` comes first, so it has tried to send by now.
+                tokio::task::yield_now().await;
+                saying.await.unwrap();
+            },
+            driving
+        );
+        ended
+    };
+    let ended = timeout(HANG, first).await.unwrap();
+    assert!(
+        matches!(&ended, Ended::Closed(Some(words)) if words == "no disk"),
+        "{ended:?}"
+    );
+
+    let (host, guest) = tokio::io::duplex(1024);
+    let serving = fleet::agent::serve(guest, |_| Ok(()));
+    let driving = drive(host, &mut jobs, HANG, |_| ());
+    tokio::select! {
+        answer = reply.whole() => assert_eq!(answer, Ok(content(1, 0, 1))),
+        ended = driving => panic!("{ended:?}"),
+        served = serving => panic!("{served:?}"),
+    }
 }
 
 #[tokio::test]
