@@ -205,6 +205,16 @@ async fn a_name_that_is_no_subject_is_refused_and_a_vm_that_cannot_be_offered_en
             "{failure}"
         );
     }
+    let mut ask = Command::new(env!("CARGO_BIN_EXE_fleet"));
+    ask.args(["ask", "--nats", &server.url(), "--vm", "a b", "1"]);
+    let refused = ask.output().unwrap();
+    let said = String::from_utf8(refused.stderr).unwrap();
+    assert!(
+        said.starts_with("error: no VM can be called \"a b\"")
+            && said.contains("(not carried out)"),
+        "{said}"
+    );
+
     let mut fleet = Command::new(env!("CARGO_BIN_EXE_fleet"));
     let refused = fleet
         .args(["--host", "a.b", "--seconds", "0"])

@@ -300,6 +300,20 @@ async fn a_vm_whose_queue_is_always_full_serves_after_a_restart() {
 }
 
 #[tokio::test]
+async fn none_is_refused_where_it_would_hang() {
+    for arguments in [
+        &["--vms", "0"][..],
+        &["--stall-ms", "0"],
+        &["load", "--at-once", "0"],
+    ] {
+        let mut fleet = Command::new(env!("CARGO_BIN_EXE_fleet"));
+        let refused = fleet.args(arguments).kill_on_drop(true).output();
+        let refused = timeout(HANG, refused).await.expect("no hang").unwrap();
+        assert_eq!(refused.status.code(), Some(2), "{refused:?}");
+    }
+}
+
+#[tokio::test]
 async fn vms_end_when_their_supervisor_is_killed() {
     let mut supervisor = Command::new(env!("CARGO_BIN_EXE_fleet"))
         .args(["run", "--vms", "3"])
