@@ -121,7 +121,7 @@ pub(crate) async fn serve(
         let ended = drive(stream, &mut jobs, stall, heard).await;
         drop(jobs);
         closing.cancel();
-        ended
+        Ok(ended)
     };
     let offering = async {
         let offered = offer(&client, &agent, settings, &closing).await;
@@ -142,14 +142,10 @@ pub(crate) async fn serve(
         {
             alone.cancel();
         }
+        Ok(())
     };
-    let working = async {
-        // A VM that cannot be offered is of no use: the first error ends all.
-        let (ended, (), ()) = tokio::try_join!(async { Ok(driving.await) }, offering, async {
-            Ok(obeying.await)
-        })?;
-        Ok::<_, Box<dyn std::error::Error + Send + Sync>>(ended)
-    };
+    // A VM that cannot be offered is of no use: the first error ends all.
+    let working = async { tokio::try_join!(driving, offering, obeying) };
     // The agent may be at work for long. So this waits beside what waits for the agent.
     let ending = async {
         alone.cancelled().await;
@@ -162,10 +158,10 @@ pub(crate) async fn serve(
     };
     let _ = timeout(Duration::from_secs(1), client.flush()).await;
     let words = match ended {
-        Ok(Ended::Closed(Some(_))) => return Ok(()),
-        Ok(Ended::Closed(None)) => "the agent has closed its port".into(),
-        Ok(Ended::Stalled) => format!("stalled: owed an answer, sent nothing for {stall:?}"),
-        Ok(Ended::Failed(words)) => words,
+        Ok((Ended::Closed(Some(_)), ..)) => return Ok(()),
+        Ok((Ended::Closed(None), ..)) => "the agent has closed its port".into(),
+        Ok((Ended::Stalled, ..)) => format!("stalled: owed an answer, sent nothing for {stall:?}"),
+        Ok((Ended::Failed(words), ..)) => words,
         Err(error) => format!("cannot offer the service: {error}"),
     };
     if supervisor
@@ -498,6 +494,18 @@ impl Caller {
     }
 
     async fn ask_once(&self, subject: &str, ask: Ask, deadline: Instant) -> Result<Bytes, Failure> {
+        // Without a connection, also sending waits.
+        let asking = self.ask_and_receive(subject, ask, deadline);
+        let late = |_| Failure::perhaps("no answer within the time limit");
+        timeout_at(deadline, asking).await.map_err(late)?
+    }
+
+    async fn ask_and_receive(
+        &self,
+        subject: &str,
+        ask: Ask,
+        deadline: Instant,
+    ) -> Result<Bytes, Failure> {
         let inbox = self.client.new_inbox();
         let mut messages = self
             .client

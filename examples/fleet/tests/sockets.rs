@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use common::{HANG, is_running, journal, rows, serving, settings, signal};
+use common::{HANG, begun, is_running, journal, rows, serving, settings, signal};
 use fleet::link::{Agent, Ended, Failure, drive};
 use fleet::load::{Load, Target, run};
 use fleet::protocol::{Answer, Ask, LONGEST_ANSWER, Request, content, framed};
@@ -33,7 +33,13 @@ fn soon() -> Instant {
 
 #[tokio::test]
 async fn a_request_whose_vm_is_killed_fails_at_once_and_the_vm_is_restarted() {
-    let fleet = Fleet::start(settings(1)).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("journal");
+    let fleet = Fleet::start(fleet::supervisor::Settings {
+        journal: Some(path.clone()),
+        ..settings(1)
+    });
+    let fleet = fleet.await.unwrap();
     let row = rows(&fleet, serving).await.remove(0);
 
     let ask = Ask {
@@ -49,7 +55,7 @@ async fn a_request_whose_vm_is_killed_fails_at_once_and_the_vm_is_restarted() {
         work_ms: 0,
     };
     let waiting = fleet.ask(Some(0), waiting, an_hour).await.unwrap();
-    sleep(Duration::from_millis(50)).await; // It is also answered so if it was not sent yet.
+    timeout(HANG, begun(&path, 1)).await.expect("no hang");
     signal(row.pid.unwrap(), Signal::KILL);
     let failure = timeout(HANG, reply.next())
         .await
@@ -124,19 +130,13 @@ async fn a_request_that_cannot_be_sent_stays_for_the_next_connection() {
     drop(closed.1);
     let mut dying = framed(words.1);
     let driving = drive(tokio::io::join(words.0, closed.0), &mut jobs, HANG, |_| ());
-    let saying = dying.send(Answer::Goodbye("no disk".into()).encode());
-    let first = async {
-        let ((), ended) = tokio::join!(
-            async {
-                // `drive` comes first, so it has tried to send by now.
-                tokio::task::yield_now().await;
-                saying.await.unwrap();
-            },
-            driving
-        );
-        ended
+    let saying = async {
+        tokio::task::yield_now().await; // Meanwhile `drive` has tried to send.
+        let words = Answer::Goodbye("no disk".into());
+        dying.send(words.encode()).await.unwrap();
     };
-    let ended = timeout(HANG, first).await.unwrap();
+    let both = async { tokio::join!(driving, saying) };
+    let (ended, ()) = timeout(HANG, both).await.expect("no hang");
     assert!(
         matches!(&ended, Ended::Closed(Some(words)) if words == "no disk"),
         "{ended:?}"
@@ -156,7 +156,7 @@ async fn a_request_that_cannot_be_sent_stays_for_the_next_connection() {
 async fn a_request_to_a_vm_that_stalls_fails_at_its_limit_and_the_vm_is_replaced() {
     let limit = Duration::from_secs(1);
     let fleet = Fleet::start(fleet::supervisor::Settings {
-        stall: limit * 2,
+        stall: limit * 5,
         ..settings(1)
     });
     let fleet = fleet.await.unwrap();
@@ -194,25 +194,24 @@ async fn a_caller_that_does_not_read_holds_the_agent_up_until_its_limit() {
         size: LONGEST_ANSWER,
         work_ms: 0,
     };
-    let mut lazy = fleet
-        .ask(Some(0), longest, Instant::now() + Duration::from_secs(2))
-        .await
-        .unwrap();
+    let an_hour = Instant::now() + Duration::from_secs(3600);
+    let mut lazy = fleet.ask(Some(0), longest, an_hour).await.unwrap();
     assert!(matches!(lazy.next().await.unwrap(), Answer::Part(_)));
-    let next = Ask {
-        key: 2,
-        size: 1,
-        work_ms: 0,
-    };
-    let mut behind = fleet.ask(Some(0), next, soon()).await.unwrap();
+    let mut behind = fleet.ask(Some(0), quick(2), an_hour).await.unwrap();
     // Its answer cannot come while the agent waits for the lazy caller.
     timeout(Duration::from_millis(500), behind.next())
         .await
         .unwrap_err();
-    assert_eq!(
-        timeout(HANG, behind.whole()).await.unwrap().unwrap(),
-        content(2, 0, 1)
-    );
+    drop(lazy);
+    let answer = timeout(HANG, behind.whole()).await.expect("no hang");
+    assert_eq!(answer, Ok(content(2, 0, 1)));
+
+    // One that does not go away holds it up only until its limit.
+    let limit = Instant::now() + Duration::from_secs(1);
+    let lazy = fleet.ask(Some(0), longest, limit).await.unwrap();
+    let behind = fleet.ask(Some(0), quick(3), an_hour).await.unwrap();
+    let answer = timeout(HANG, behind.whole()).await.expect("no hang");
+    assert_eq!(answer, Ok(content(3, 0, 1)));
     drop(lazy);
     fleet.shut_down().await;
 }
