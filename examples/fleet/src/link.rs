@@ -206,8 +206,9 @@ pub enum Ended {
 
 /// Carries out the queue's requests one by one, until the connection ends.
 ///
-/// What is in the queue then stays there for the next connection, with a request that could not be sent. The request that is
-/// being carried out fails.
+/// What is in the queue then stays there for the next connection, and so does a request that could not be sent. The request
+/// that is being carried out fails.
+///
 /// Calls `heard` with each answer but the last words, before its caller has it.
 pub async fn drive<S>(
     socket: S,

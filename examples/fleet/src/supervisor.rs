@@ -257,8 +257,8 @@ impl Keeper {
         self.status
             .send_modify(|status| (status.state, status.pid) = (State::Starting, child.id()));
 
-        // With NATS the process itself notices an agent that stalls, and has time to say so. It answers for the agent, so
-        // that here only a stopped process seems to stall, and never a busy agent.
+        // With NATS the process itself notices an agent that stalls, and has time to say so. It answers for the agent.
+        // So here only a stopped process seems to stall, and never a busy agent.
         let stall = if self.settings.nats.is_some() {
             self.settings.stall * 2
         } else {
