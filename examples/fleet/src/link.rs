@@ -76,6 +76,10 @@ impl Claim {
     fn is_mine(&self) -> bool {
         !self.0.swap(true, Ordering::Relaxed)
     }
+
+    fn give_up(&self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
 }
 
 /// The agent's queue, for its callers.
@@ -83,12 +87,26 @@ impl Claim {
 pub struct Agent(mpsc::Sender<Job>);
 
 /// The queue's other end, for [`drive`].
-pub type Jobs = mpsc::Receiver<Job>;
+pub struct Jobs {
+    queue: mpsc::Receiver<Job>,
+    /// The first: the last connection could not send it.
+    unsent: Option<Job>,
+}
+
+impl Jobs {
+    async fn next(&mut self) -> Option<Job> {
+        match self.unsent.take() {
+            Some(job) => Some(job),
+            None => self.queue.recv().await,
+        }
+    }
+}
 
 impl Agent {
     pub fn new() -> (Self, Jobs) {
-        let (sender, jobs) = mpsc::channel(QUEUE);
-        (Self(sender), jobs)
+        let (sender, queue) = mpsc::channel(QUEUE);
+        let unsent = None;
+        (Self(sender), Jobs { queue, unsent })
     }
 
     /// Queues a request. Waits for room until `deadline`, which is also the answer's.
@@ -188,29 +206,46 @@ pub enum Ended {
 
 /// Carries out the queue's requests one by one, until the connection ends.
 ///
-/// What is in the queue then stays there, never sent, for the next connection. The request that is being carried out fails.
-pub async fn drive<S>(socket: S, jobs: &mut Jobs, stall: Duration) -> Ended
+/// What is in the queue then stays there for the next connection, and so does a request that could not be sent. The request
+/// that is being carried out fails.
+///
+/// Calls `heard` with each answer but the last words, before its caller has it.
+pub async fn drive<S>(
+    socket: S,
+    jobs: &mut Jobs,
+    stall: Duration,
+    mut heard: impl FnMut(&Answer),
+) -> Ended
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let mut frames = framed(socket);
     loop {
         let job = tokio::select! {
-            Some(job) = jobs.recv() => job,
-            // Unasked, an agent only closes, or says why it has to go.
-            frame = frames.next() => return match frame.map(decode).transpose() {
-                Ok(None) => Ended::Closed(None),
-                Ok(Some(Answer::Goodbye(words))) => Ended::Closed(Some(words)),
-                Ok(Some(_)) => Ended::Failed("the agent speaks without being asked".into()),
-                Err(error) => Ended::Failed(error.to_string()),
-            },
+            Some(job) = jobs.next() => job,
+            frame = frames.next() => return unasked(frame),
         };
         if Instant::now() >= job.deadline || job.parts.is_closed() || !job.claimed.is_mine() {
             continue;
         }
         if let Err(error) = frames.send(job.request.encode()).await {
-            return Ended::Failed(error.to_string());
+            // The agent has not got all of it, so it does not carry it out.
+            if !frames.write_buffer().is_empty() {
+                job.claimed.give_up();
+                jobs.unsent = Some(job);
+            }
+            // It may have said before why it had to go.
+            return match timeout(stall, frames.next()).await {
+                Ok(frame) => unasked(frame),
+                Err(_) => Ended::Failed(error.to_string()),
+            };
         }
+        // An agent may have much to finish before its last words. Whoever tells it to stop limits that.
+        let stall = if job.request == Request::Stop {
+            Duration::MAX
+        } else {
+            stall
+        };
         loop {
             let answer = match timeout(stall, frames.next()).await {
                 Err(_) => return Ended::Stalled,
@@ -223,6 +258,7 @@ where
             let last_words = if let Answer::Goodbye(words) = &answer {
                 Some(words.clone())
             } else {
+                heard(&answer);
                 None
             };
             let is_last = answer.is_last();
@@ -235,6 +271,16 @@ where
                 break;
             }
         }
+    }
+}
+
+/// Unasked, an agent only closes, or says why it has to go.
+fn unasked(frame: Option<std::io::Result<BytesMut>>) -> Ended {
+    match frame.map(decode).transpose() {
+        Ok(None) => Ended::Closed(None),
+        Ok(Some(Answer::Goodbye(words))) => Ended::Closed(Some(words)),
+        Ok(Some(_)) => Ended::Failed("the agent speaks without being asked".into()),
+        Err(error) => Ended::Failed(error.to_string()),
     }
 }
 

@@ -1,12 +1,14 @@
 //! A service with many VMs: `cargo run -p fleet`. See `README.md`.
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use clap::builder::RangedU64ValueParser;
 use clap::{Args, Parser, Subcommand};
-use fleet::nats::{Caller, Repeat};
+use fleet::nats::{Caller, Repeat, is_name};
 use fleet::protocol::{Ask, LONGEST_ANSWER};
 use fleet::supervisor::{Fleet, Settings};
 use fleet::table::{Table, total};
@@ -46,7 +48,7 @@ enum Command {
 #[derive(Args)]
 struct Run {
     /// How many VMs
-    #[arg(long, default_value_t = 4)]
+    #[arg(long, default_value_t = 4, value_parser = at_least_one())]
     vms: usize,
     /// Real microVMs. Needs the feature `microvm`, and KRUNFW and GUEST_ROOT as in `examples/microvm.rs`
     #[arg(long)]
@@ -55,10 +57,10 @@ struct Run {
     #[arg(long)]
     nats: Option<String>,
     /// Names this machine
-    #[arg(long, default_value = "vm")]
+    #[arg(long, default_value = "vm", value_parser = name)]
     host: String,
     /// How long an agent may send nothing while it owes an answer
-    #[arg(long, default_value_t = 5000)]
+    #[arg(long, default_value_t = 5000, value_parser = clap::value_parser!(u64).range(1..))]
     stall_ms: u64,
     /// Ends after this many seconds
     #[arg(long)]
@@ -93,7 +95,7 @@ struct LoadArguments {
     nats: String,
     #[arg(long, default_value_t = 10_000)]
     requests: u64,
-    #[arg(long, default_value_t = 64)]
+    #[arg(long, default_value_t = 64, value_parser = at_least_one())]
     at_once: usize,
     #[arg(long, default_value_t = 30_000)]
     limit_ms: u64,
@@ -101,8 +103,29 @@ struct LoadArguments {
     may_repeat: bool,
 }
 
-fn main() -> Result {
-    let arguments = Arguments::parse();
+fn name(name: &str) -> Result<String, &'static str> {
+    if is_name(name) {
+        Ok(name.into())
+    } else {
+        Err("it becomes part of a NATS subject: no spaces, `.`, `*` or `>`")
+    }
+}
+
+fn at_least_one() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(1..)
+}
+
+fn main() -> ExitCode {
+    match start(Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(arguments: Arguments) -> Result {
     // A VM's process has one agent: one thread is enough, and the cheapest.
     let mut runtime = match &arguments.command {
         Some(Command::Vm(_)) => tokio::runtime::Builder::new_current_thread(),

@@ -25,8 +25,9 @@ use futures::{SinkExt, StreamExt, stream};
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout, timeout_at};
 use tokio_krun::AgentStream;
+use tokio_util::codec::{Framed, LengthDelimitedCodec};
 use tokio_util::sync::CancellationToken;
 
 use crate::link::{Agent, Ended, Failure, drive};
@@ -55,6 +56,12 @@ const LONGEST: Duration = Duration::from_secs(600);
 /// How many ended runs a caller remembers.
 const ENDED_RUNS: usize = 1024;
 
+/// Whether a machine or a VM may be called so: the name is one token of a subject.
+pub fn is_name(name: &str) -> bool {
+    let has_meaning = |c: char| c.is_whitespace() || c.is_control() || ".*>".contains(c);
+    !name.is_empty() && !name.contains(has_meaning)
+}
+
 /// Connects, now or as soon as the server is there, and again whenever it was away.
 ///
 /// # Errors
@@ -82,24 +89,39 @@ pub async fn announce_end(client: &Client, run: &str) {
 // ---- the VM's process ----------------------------------------------------------------------------
 
 /// Offers the agent to callers and to the supervisor, until its VM ends or the supervisor stops it.
+///
+/// `alone` says that the supervisor has gone.
 pub(crate) async fn serve(
     stream: AgentStream,
     socket: UnixStream,
     server: &str,
     settings: &Settings,
+    alone: CancellationToken,
 ) -> Result {
     let client = connect(server, &settings.name).await?;
     let (agent, mut jobs) = Agent::new();
     let (closing, settled) = (CancellationToken::new(), CancellationToken::new());
     let stall = Duration::from_millis(settings.stall_ms);
     let mut supervisor = framed(socket);
+    // The requests and bytes that the agent has answered, once it has said anything.
+    let answered = watch::Sender::new(None);
+    let heard = |answer: &Answer| {
+        answered.send_modify(|answered| {
+            let (requests, bytes) = answered.get_or_insert((0, 0));
+            match answer {
+                Answer::Part(part) => *bytes += part.len() as u64,
+                Answer::Done => *requests += 1,
+                _ => {}
+            }
+        });
+    };
 
     // It has the queue, so that requests which are still in it fail when the VM ends.
     let driving = async {
-        let ended = drive(stream, &mut jobs, stall).await;
+        let ended = drive(stream, &mut jobs, stall, heard).await;
         drop(jobs);
         closing.cancel();
-        ended
+        Ok(ended)
     };
     let offering = async {
         let offered = offer(&client, &agent, settings, &closing).await;
@@ -108,50 +130,100 @@ pub(crate) async fn serve(
         offered
     };
     let obeying = async {
-        loop {
-            let frame = tokio::select! {
-                frame = supervisor.next() => frame,
-                () = closing.cancelled() => return Ok(()),
-            };
-            let request = match frame.transpose()? {
-                Some(frame) => Request::decode(&frame)?,
-                None => end_alone(&client, settings, &closing, &settled).await,
-            };
-            if request == Request::Stop {
-                closing.cancel();
-                settled.cancelled().await; // What was taken is answered first.
-            }
-            let Ok(mut reply) = agent.request(request, Instant::now() + LONGEST).await else {
-                return Ok(());
-            };
-            while let Ok(answer) = reply.next().await {
-                supervisor.send(answer.encode()).await?;
-                if answer.is_last() {
-                    break;
-                }
-            }
-            if request == Request::Stop {
-                return Ok::<_, std::io::Error>(());
-            }
+        if obey(
+            &mut supervisor,
+            &agent,
+            answered.subscribe(),
+            &closing,
+            &settled,
+        )
+        .await
+        .is_err()
+        {
+            alone.cancel();
         }
+        Ok(())
     };
-    let (ended, offered, obeyed) = tokio::join!(driving, offering, obeying);
+    // A VM that cannot be offered is of no use: the first error ends all.
+    let working = async { tokio::try_join!(driving, offering, obeying) };
+    // The agent may be at work for long. So this waits beside what waits for the agent.
+    let ending = async {
+        alone.cancelled().await;
+        end_alone(&client, settings, &closing, &settled).await
+    };
+    let ended = tokio::select! {
+        ended = working => ended,
+        never = check(&agent) => never,
+        never = ending => never,
+    };
     let _ = timeout(Duration::from_secs(1), client.flush()).await;
     let words = match ended {
-        Ended::Closed(Some(_)) => None,
-        Ended::Closed(None) => Some("the agent has closed its port".into()),
-        Ended::Stalled => Some(format!(
-            "stalled: owed an answer, sent nothing for {stall:?}"
-        )),
-        Ended::Failed(words) => Some(words),
+        Ok((Ended::Closed(Some(_)), ..)) => return Ok(()),
+        Ok((Ended::Closed(None), ..)) => "the agent has closed its port".into(),
+        Ok((Ended::Stalled, ..)) => format!("stalled: owed an answer, sent nothing for {stall:?}"),
+        Ok((Ended::Failed(words), ..)) => words,
+        Err(error) => format!("cannot offer the service: {error}"),
     };
-    match words {
-        None => offered.and(Ok(obeyed?)),
-        Some(words) => {
-            supervisor
-                .send(Answer::Goodbye(words.clone()).encode())
-                .await?;
-            std::process::exit(1); // A guest that has stalled does not end by itself.
+    if supervisor
+        .send(Answer::Goodbye(words).encode())
+        .await
+        .is_err()
+    {
+        end_alone(&client, settings, &closing, &settled).await;
+    }
+    std::process::exit(1) // A guest that has stalled does not end by itself.
+}
+
+/// Carries out what the supervisor requests, until `closing` or its request to stop. Fails if it has gone.
+async fn obey(
+    supervisor: &mut Framed<UnixStream, LengthDelimitedCodec>,
+    agent: &Agent,
+    mut answered: watch::Receiver<Option<(u64, u64)>>,
+    closing: &CancellationToken,
+    settled: &CancellationToken,
+) -> std::io::Result<()> {
+    loop {
+        let frame = tokio::select! {
+            frame = supervisor.next() => frame,
+            () = closing.cancelled() => return Ok(()),
+        };
+        let frame = frame.ok_or(std::io::ErrorKind::UnexpectedEof)??;
+        let answer = match Request::decode(&frame)? {
+            Request::Ask(_) => Answer::Refused("this agent is asked by NATS".into()),
+            // Not the agent's own answer: that would wait behind all that callers ask.
+            Request::Status => {
+                let answered = tokio::select! {
+                    answered = answered.wait_for(Option::is_some) => answered.ok().and_then(|now| *now),
+                    () = closing.cancelled() => return Ok(()),
+                };
+                let (requests, bytes) = answered.unwrap_or_default();
+                Answer::Status { requests, bytes }
+            }
+            Request::Stop => {
+                closing.cancel();
+                settled.cancelled().await; // What was taken is answered first.
+                let stopped = agent.request(Request::Stop, Instant::now() + LONGEST).await;
+                if let Ok(mut reply) = stopped
+                    && let Ok(answer) = reply.next().await
+                {
+                    supervisor.send(answer.encode()).await?;
+                }
+                return Ok(());
+            }
+        };
+        supervisor.send(answer.encode()).await?;
+    }
+}
+
+/// Asks the agent something every second, as one that nobody asks may stall too.
+async fn check(agent: &Agent) -> ! {
+    let mut ticks = interval(Duration::from_secs(1));
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        // With a full queue it is at work. `drive` notices if it stalls.
+        if let Some(mut reply) = agent.try_request(Request::Status, Instant::now() + LONGEST) {
+            let _ = reply.next().await;
         }
     }
 }
@@ -212,7 +284,7 @@ async fn offer(
             refuse(&request, &Failure::never_sent("the VM is busy")).await;
         }
     }
-    service.stop().await?;
+    let _ = service.stop().await; // If it fails, nothing is offered any more.
     let late = async {
         while let Some(request) = requests.next().await {
             refuse(&request, &Failure::never_sent("the VM is shut down")).await;
@@ -389,7 +461,7 @@ impl Caller {
     ///
     /// # Errors
     ///
-    /// If there is no whole answer by the deadline, or it may not be sent again.
+    /// If `to` is no name, there is no whole answer by the deadline, or the request may not be sent again.
     pub async fn ask(
         &self,
         to: Option<&str>,
@@ -397,7 +469,14 @@ impl Caller {
         deadline: Instant,
         repeat: Repeat,
     ) -> Result<Bytes, Failure> {
-        let subject = to.map_or(ANY.into(), |name| format!("fleet.vm.{name}"));
+        let subject = match to {
+            None => ANY.into(),
+            Some(name) if is_name(name) => format!("fleet.vm.{name}"),
+            Some(name) => {
+                let words = format!("no VM can be called {name:?}: not part of a NATS subject");
+                return Err(Failure::never_sent(words));
+            }
+        };
         let mut pause = Duration::from_millis(10);
         loop {
             let failure = match self.ask_once(&subject, ask, deadline).await {
@@ -415,6 +494,18 @@ impl Caller {
     }
 
     async fn ask_once(&self, subject: &str, ask: Ask, deadline: Instant) -> Result<Bytes, Failure> {
+        // Without a connection, also sending waits.
+        let asking = self.ask_and_receive(subject, ask, deadline);
+        let late = |_| Failure::perhaps("no answer within the time limit");
+        timeout_at(deadline, asking).await.map_err(late)?
+    }
+
+    async fn ask_and_receive(
+        &self,
+        subject: &str,
+        ask: Ask,
+        deadline: Instant,
+    ) -> Result<Bytes, Failure> {
         let inbox = self.client.new_inbox();
         let mut messages = self
             .client

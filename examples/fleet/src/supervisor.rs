@@ -17,7 +17,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::link::{Agent, Ended, Failure, Jobs, QUEUE, Reply, drive};
+use crate::link::{Agent, Ended, Failure, Jobs, Reply, drive};
 use crate::protocol::{Answer, Ask, Request, text};
 use crate::{Result, nats};
 
@@ -26,6 +26,9 @@ const GRACE: Duration = Duration::from_secs(10);
 
 /// How long a process may take to end when its connection has.
 const EXIT: Duration = Duration::from_secs(5);
+
+/// How long it may take to end when its connection has failed.
+const EXIT_FAILED: Duration = Duration::from_secs(1);
 
 /// A VM that dies again within this time waits longer before it is restarted.
 const STEADY: Duration = Duration::from_secs(10);
@@ -58,7 +61,7 @@ pub struct Status {
     pub name: String,
     pub state: State,
     pub pid: Option<u32>,
-    /// Since the VM's first start; those of the last second before a death are missing.
+    /// Since the VM's first start. With NATS, those of the last second before a death are missing.
     pub requests: u64,
     pub mib: Option<f64>,
     pub restarts: u32,
@@ -76,6 +79,7 @@ struct Vm {
 pub struct Fleet {
     vms: Vec<Vm>,
     stop: CancellationToken,
+    with_nats: bool,
 }
 
 impl Fleet {
@@ -119,6 +123,7 @@ impl Fleet {
         Ok(Self {
             vms: (0..settings.vms).map(vm).collect(),
             stop,
+            with_nats: nats.is_some(),
         })
     }
 
@@ -142,7 +147,7 @@ impl Fleet {
         }
     }
 
-    /// Asks VM number `to`, or any.
+    /// Asks VM number `to`, or any, of a fleet without NATS.
     ///
     /// # Errors
     ///
@@ -154,6 +159,9 @@ impl Fleet {
         deadline: Instant,
     ) -> Result<Reply, Failure> {
         let request = Request::Ask(ask);
+        if self.with_nats {
+            return Err(Failure::never_sent("this fleet is asked by NATS"));
+        }
         if let Some(number) = to {
             let vm = self
                 .vms
@@ -249,20 +257,30 @@ impl Keeper {
         self.status
             .send_modify(|status| (status.state, status.pid) = (State::Starting, child.id()));
 
-        // A VM's process with NATS has a queue of its own, and itself notices a stall.
-        let queues = if self.settings.nats.is_some() {
-            QUEUE as u32 + 2
+        // With NATS the process itself notices an agent that stalls, and has time to say so. It answers for the agent.
+        // So here only a stopped process seems to stall, and never a busy agent.
+        let stall = if self.settings.nats.is_some() {
+            self.settings.stall * 2
         } else {
-            1
+            self.settings.stall
+        };
+        // A full queue has no room for the request for the status.
+        let heard = |answer: &Answer| {
+            self.status.send_if_modified(|status| {
+                status.requests += u64::from(matches!(answer, Answer::Done));
+                std::mem::replace(&mut status.state, State::Serving) != State::Serving
+            });
         };
         let ended = tokio::select! {
-            ended = drive(socket, jobs, self.settings.stall * queues) => ended,
+            ended = drive(socket, jobs, stall, heard) => ended,
             () = self.watch(child.id()) => Ended::Failed(format!("did not end within {GRACE:?}")),
         };
         // One that has lost its connection ends by itself, and its status says why.
         let status = match &ended {
             Ended::Closed(_) => timeout(EXIT, child.wait()).await.ok().transpose()?,
-            Ended::Stalled | Ended::Failed(_) => None,
+            // So does one that was killed before it had read a request: that resets the connection.
+            Ended::Failed(_) => timeout(EXIT_FAILED, child.wait()).await.ok().transpose()?,
+            Ended::Stalled => None,
         };
         if status.is_none() {
             let _ = child.kill().await; // It may just have ended.
@@ -273,16 +291,15 @@ impl Keeper {
         };
         Ok(match (ended, status) {
             (Ended::Closed(Some(words)), Some(status)) if status.success() => words,
-            (Ended::Closed(words), Some(status)) => {
-                let said = words.unwrap_or(said);
+            (Ended::Closed(Some(words)), Some(status)) => format!("{}: {words}", in_words(status)),
+            (Ended::Closed(None) | Ended::Failed(_), Some(status)) => {
                 in_words(status) + if said.is_empty() { "" } else { ": " } + &said
             }
             (Ended::Closed(_), None) => "closed its connection, but did not end: killed".into(),
-            (Ended::Stalled, _) => format!(
-                "stalled: owed an answer, sent nothing for {:?}: killed",
-                self.settings.stall
-            ),
-            (Ended::Failed(words), _) => format!("{words}: killed"),
+            (Ended::Stalled, _) => {
+                format!("stalled: owed an answer, sent nothing for {stall:?}: killed")
+            }
+            (Ended::Failed(words), None) => format!("{words}: killed"),
         })
     }
 

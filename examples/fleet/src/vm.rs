@@ -14,10 +14,11 @@ use tokio::net::{UnixStream, unix::pipe};
 use tokio::time::sleep;
 use tokio_krun::test_util::Guest;
 use tokio_krun::{AgentPort, AgentStream, carry};
+use tokio_util::sync::CancellationToken;
 
 use crate::{Result, agent, nats, protocol::Ask};
 
-/// How long the guest may take to end when its supervisor has gone.
+/// How long the guest may take to end when its supervisor has gone. With NATS, the callers are told within 1.5 s.
 const GRACE: Duration = Duration::from_secs(2);
 
 /// What a VM's process is told.
@@ -50,7 +51,8 @@ pub struct Settings {
 /// If it cannot be started, or its stream or socket fails.
 pub async fn run(settings: Settings) -> Result {
     let supervisor = pipe::Receiver::from_owned_fd(io::stdin().as_fd().try_clone_to_owned()?)?;
-    tokio::spawn(end_with(supervisor));
+    let alone = CancellationToken::new();
+    tokio::spawn(end_with(supervisor, alone.clone()));
     let socket = StdUnixStream::from(io::stdout().as_fd().try_clone_to_owned()?);
     let socket = UnixStream::from_std(socket)?;
 
@@ -66,7 +68,7 @@ pub async fn run(settings: Settings) -> Result {
     };
     match &settings.nats {
         None => drop(carry(stream, socket).await?),
-        Some(server) => nats::serve(stream, socket, server, &settings).await?,
+        Some(server) => nats::serve(stream, socket, server, &settings, alone).await?,
     }
     match guest {
         Some(guest) => Ok(guest.await??),
@@ -76,8 +78,9 @@ pub async fn run(settings: Settings) -> Result {
 }
 
 /// Ends this process soon after the supervisor has gone. An agent that works ends by itself before: it is hung up.
-async fn end_with(mut supervisor: pipe::Receiver) {
+async fn end_with(mut supervisor: pipe::Receiver, alone: CancellationToken) {
     let _ = supervisor.read_u8().await; // Nothing is ever written: this is its end of file.
+    alone.cancel();
     sleep(GRACE).await;
     process::exit(1);
 }

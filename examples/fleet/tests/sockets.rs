@@ -8,15 +8,24 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use common::{HANG, is_running, journal, rows, serving, settings, signal};
-use fleet::link::Failure;
+use common::{HANG, begun, is_running, journal, rows, serving, settings, signal};
+use fleet::link::{Agent, Ended, Failure, drive};
 use fleet::load::{Load, Target, run};
-use fleet::protocol::{Answer, Ask, LONGEST_ANSWER, content};
+use fleet::protocol::{Answer, Ask, LONGEST_ANSWER, Request, content, framed};
 use fleet::supervisor::{Fleet, State};
+use futures::{SinkExt, future::join_all};
 use rustix::process::Signal;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 use tokio::time::{Instant, sleep, timeout};
+
+fn quick(key: u64) -> Ask {
+    Ask {
+        key,
+        size: 1,
+        work_ms: 0,
+    }
+}
 
 fn soon() -> Instant {
     Instant::now() + HANG
@@ -24,7 +33,13 @@ fn soon() -> Instant {
 
 #[tokio::test]
 async fn a_request_whose_vm_is_killed_fails_at_once_and_the_vm_is_restarted() {
-    let fleet = Fleet::start(settings(1)).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("journal");
+    let fleet = Fleet::start(fleet::supervisor::Settings {
+        journal: Some(path.clone()),
+        ..settings(1)
+    });
+    let fleet = fleet.await.unwrap();
     let row = rows(&fleet, serving).await.remove(0);
 
     let ask = Ask {
@@ -40,7 +55,7 @@ async fn a_request_whose_vm_is_killed_fails_at_once_and_the_vm_is_restarted() {
         work_ms: 0,
     };
     let waiting = fleet.ask(Some(0), waiting, an_hour).await.unwrap();
-    sleep(Duration::from_millis(50)).await; // It is also answered so if it was not sent yet.
+    timeout(HANG, begun(&path, 1)).await.expect("no hang");
     signal(row.pid.unwrap(), Signal::KILL);
     let failure = timeout(HANG, reply.next())
         .await
@@ -64,10 +79,84 @@ async fn a_request_whose_vm_is_killed_fails_at_once_and_the_vm_is_restarted() {
 }
 
 #[tokio::test]
+async fn the_table_says_by_which_signal_a_vm_died_that_had_not_read_its_request() {
+    let fleet = Fleet::start(settings(1)).await.unwrap();
+    let pid = rows(&fleet, serving).await[0].pid.unwrap();
+    signal(pid, Signal::STOP);
+    let mut reply = fleet.ask(Some(0), quick(1), soon()).await.unwrap();
+    // Gives the request time to be sent. Otherwise the next run answers it.
+    let early = timeout(Duration::from_millis(200), reply.next()).await;
+    signal(pid, Signal::KILL);
+    if early.is_err() {
+        let _ = timeout(HANG, reply.next()).await.expect("no hang");
+    }
+    let row = rows(&fleet, |rows| rows[0].restarts == 1).await.remove(0);
+    assert_eq!(row.reason, "killed by signal 9");
+    fleet.shut_down().await;
+}
+
+#[tokio::test]
+async fn a_request_to_a_vm_that_is_dead_already_goes_to_its_next_run() {
+    let fleet = Fleet::start(settings(1)).await.unwrap();
+    for run in 0..5 {
+        let row = rows(&fleet, |rows| rows[0].restarts == run && serving(rows))
+            .await
+            .remove(0);
+        let pid = row.pid.unwrap();
+        signal(pid, Signal::KILL);
+        // Holds this thread, so that the supervisor has not noticed. The socket is closed once all threads have ended.
+        while is_running(pid)
+            || std::fs::read_dir(format!("/proc/{pid}/task")).is_ok_and(|tasks| tasks.count() > 1)
+        {
+            std::thread::yield_now();
+        }
+        let reply = fleet.ask(Some(0), quick(1), soon()).await.unwrap();
+        assert_eq!(reply.whole().await, Ok(content(1, 0, 1)));
+        let row = rows(&fleet, |rows| rows[0].restarts == run + 1)
+            .await
+            .remove(0);
+        assert_eq!(row.reason, "killed by signal 9");
+    }
+    fleet.shut_down().await;
+}
+
+#[tokio::test]
+async fn a_request_that_cannot_be_sent_stays_for_the_next_connection() {
+    let (agent, mut jobs) = Agent::new();
+    let request = Request::Ask(quick(1));
+    let reply = agent.request(request, soon()).await.unwrap();
+    // This agent reads no more, and then says why.
+    let (words, closed) = (tokio::io::duplex(1024), tokio::io::duplex(1024));
+    drop(closed.1);
+    let mut dying = framed(words.1);
+    let driving = drive(tokio::io::join(words.0, closed.0), &mut jobs, HANG, |_| ());
+    let saying = async {
+        tokio::task::yield_now().await; // Meanwhile `drive` has tried to send.
+        let words = Answer::Goodbye("no disk".into());
+        dying.send(words.encode()).await.unwrap();
+    };
+    let both = async { tokio::join!(driving, saying) };
+    let (ended, ()) = timeout(HANG, both).await.expect("no hang");
+    assert!(
+        matches!(&ended, Ended::Closed(Some(words)) if words == "no disk"),
+        "{ended:?}"
+    );
+
+    let (host, guest) = tokio::io::duplex(1024);
+    let serving = fleet::agent::serve(guest, |_| Ok(()));
+    let driving = drive(host, &mut jobs, HANG, |_| ());
+    tokio::select! {
+        answer = reply.whole() => assert_eq!(answer, Ok(content(1, 0, 1))),
+        ended = driving => panic!("{ended:?}"),
+        served = serving => panic!("{served:?}"),
+    }
+}
+
+#[tokio::test]
 async fn a_request_to_a_vm_that_stalls_fails_at_its_limit_and_the_vm_is_replaced() {
     let limit = Duration::from_secs(1);
     let fleet = Fleet::start(fleet::supervisor::Settings {
-        stall: limit * 2,
+        stall: limit * 5,
         ..settings(1)
     });
     let fleet = fleet.await.unwrap();
@@ -105,25 +194,24 @@ async fn a_caller_that_does_not_read_holds_the_agent_up_until_its_limit() {
         size: LONGEST_ANSWER,
         work_ms: 0,
     };
-    let mut lazy = fleet
-        .ask(Some(0), longest, Instant::now() + Duration::from_secs(2))
-        .await
-        .unwrap();
+    let an_hour = Instant::now() + Duration::from_secs(3600);
+    let mut lazy = fleet.ask(Some(0), longest, an_hour).await.unwrap();
     assert!(matches!(lazy.next().await.unwrap(), Answer::Part(_)));
-    let next = Ask {
-        key: 2,
-        size: 1,
-        work_ms: 0,
-    };
-    let mut behind = fleet.ask(Some(0), next, soon()).await.unwrap();
+    let mut behind = fleet.ask(Some(0), quick(2), an_hour).await.unwrap();
     // Its answer cannot come while the agent waits for the lazy caller.
     timeout(Duration::from_millis(500), behind.next())
         .await
         .unwrap_err();
-    assert_eq!(
-        timeout(HANG, behind.whole()).await.unwrap().unwrap(),
-        content(2, 0, 1)
-    );
+    drop(lazy);
+    let answer = timeout(HANG, behind.whole()).await.expect("no hang");
+    assert_eq!(answer, Ok(content(2, 0, 1)));
+
+    // One that does not go away holds it up only until its limit.
+    let limit = Instant::now() + Duration::from_secs(1);
+    let lazy = fleet.ask(Some(0), longest, limit).await.unwrap();
+    let behind = fleet.ask(Some(0), quick(3), an_hour).await.unwrap();
+    let answer = timeout(HANG, behind.whole()).await.expect("no hang");
+    assert_eq!(answer, Ok(content(3, 0, 1)));
     drop(lazy);
     fleet.shut_down().await;
 }
@@ -174,6 +262,54 @@ async fn a_request_that_finds_no_room_is_never_sent() {
         "{:?}",
         journal(&path)
     );
+}
+
+#[tokio::test]
+async fn a_vm_whose_queue_is_always_full_serves_after_a_restart() {
+    let fleet = Fleet::start(settings(1)).await.unwrap();
+    let pid = rows(&fleet, serving).await[0].pid.unwrap();
+    let ask = |key| Ask {
+        key,
+        size: 1,
+        work_ms: 20,
+    };
+    let asking = join_all((0..16).map(|key| {
+        let fleet = &fleet;
+        async move {
+            loop {
+                if let Ok(reply) = fleet.ask(Some(0), ask(key), soon()).await {
+                    let _ = reply.whole().await;
+                }
+            }
+        }
+    }));
+    let killing = async {
+        let before = rows(&fleet, |rows| rows[0].requests > 16).await.remove(0);
+        signal(pid, Signal::KILL);
+        rows(&fleet, |rows| {
+            rows[0].restarts == 1 && serving(rows) && rows[0].requests > before.requests + 16
+        })
+        .await;
+    };
+    tokio::select! {
+        _ = asking => {}
+        () = killing => {}
+    }
+    fleet.shut_down().await;
+}
+
+#[tokio::test]
+async fn none_is_refused_where_it_would_hang() {
+    for arguments in [
+        &["--vms", "0"][..],
+        &["--stall-ms", "0"],
+        &["load", "--at-once", "0"],
+    ] {
+        let mut fleet = Command::new(env!("CARGO_BIN_EXE_fleet"));
+        let refused = fleet.args(arguments).kill_on_drop(true).output();
+        let refused = timeout(HANG, refused).await.expect("no hang").unwrap();
+        assert_eq!(refused.status.code(), Some(2), "{refused:?}");
+    }
 }
 
 #[tokio::test]

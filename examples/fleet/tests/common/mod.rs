@@ -59,6 +59,13 @@ pub fn journal(path: &PathBuf) -> BTreeMap<u64, usize> {
     begun
 }
 
+/// Waits until a request is being carried out.
+pub async fn begun(path: &PathBuf, key: u64) {
+    while !journal(path).contains_key(&key) {
+        sleep(Duration::from_millis(10)).await;
+    }
+}
+
 pub fn is_running(pid: u32) -> bool {
     // A zombie has ended.
     fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
