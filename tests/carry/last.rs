@@ -54,7 +54,10 @@ async fn last_request_that_has_no_room_waits_for_it() {
             closed_client([Read::Bytes(pattern(LENGTH)), Read::End]).await;
         let carried = tokio::spawn(async move { Carry::new(stream, client).run().await });
         turns().await;
-        assert!(!carried.is_finished());
+        // On Windows, krun takes all of it and keeps it for the guest.
+        if cfg!(unix) {
+            assert!(!carried.is_finished());
+        }
         let mut heard = Vec::new();
         agent.read_to_end(&mut heard).await.unwrap();
         assert!(heard == pattern(LENGTH));
