@@ -119,7 +119,7 @@ impl Options {
     /// Towards the guest, count half the capacity more if you write `Bytes` of half a chunk or more and small pieces in turn:
     /// each such `Bytes` ends the chunk before it, however empty that is.
     ///
-    /// Add about 500 bytes for each chunk that fits into the capacity. The process also keeps up to
+    /// Add about 200 bytes for each chunk that fits into the capacity. The process also keeps up to
     /// 32 MiB of free chunks, which all its streams share. While the guest's side and the host's run on
     /// different cores, it keeps at least 4 MiB: a chunk that another core has just read is slow to
     /// write to, so it waits until it has left that core's cache.

@@ -15,7 +15,6 @@ use std::slice;
 use std::sync::Weak;
 
 use bytes::{Buf, Bytes};
-use crossbeam_utils::CachePadded;
 
 use super::pool::Pool;
 use crate::sync::{Accesses, Arc, AtomicUsize, Ordering};
@@ -29,7 +28,7 @@ pub(super) struct Storage {
     memory: Vec<u8>,
     start: *mut u8,
     /// How many bytes from the start are written, plus [`SEALED`]. Only the [`Open`] handle changes it.
-    state: CachePadded<AtomicUsize>,
+    state: AtomicUsize,
     accesses: Accesses,
     pool: Weak<Pool>,
 }
@@ -46,7 +45,7 @@ impl Storage {
         Self {
             start: memory.as_mut_ptr(),
             memory,
-            state: CachePadded::new(AtomicUsize::new(0)),
+            state: AtomicUsize::new(0),
             accesses: Accesses::new(size),
             pool,
         }
@@ -92,7 +91,7 @@ impl Open {
     pub(super) fn new(mut storage: Unused) -> Option<Self> {
         // As nobody else has a handle, there is no other `Open`.
         let unused = Arc::get_mut(&mut storage)?;
-        *unused.state = AtomicUsize::new(0);
+        unused.state = AtomicUsize::new(0);
         Some(Self(Handle(Some(storage))))
     }
 
