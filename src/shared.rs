@@ -479,7 +479,6 @@ impl ConsoleSharedState {
         self.rx_ring.close();
         // A task that waits for room learns that there will be none.
         self.rx_room.notify();
-        self.rx_data.notify_after_fence();
         self.end_turns();
     }
 
