@@ -197,7 +197,7 @@ impl Ring {
     }
 
     /// Counts `length` bytes as written. It does so before they can be read, so that `read` never overtakes
-    /// `written`. Relaxed: whoever takes the bytes, from the queue or under the lock, sees this by that.
+    /// `written`. Relaxed: whoever sees the bytes also sees this.
     fn count(&self, writer: &mut Writer, length: usize) {
         let written = self.put.written.load(Ordering::Relaxed);
         let written = written.wrapping_add(length as u64);
@@ -236,7 +236,7 @@ impl Ring {
         debug_assert!(!refused, "more chunks than there are slots");
     }
 
-    /// Whether a given chunk, and the open one before it, leave enough slots for a ring of full chunks.
+    /// Whether a given chunk leaves enough slots for a ring of full chunks. The open chunk has its slot already.
     fn has_slots_for_given(&self) -> bool {
         // Only the reader takes chunks out, so there are at least so many.
         let free = self.queue.capacity().saturating_sub(self.queue.len());
