@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -15,6 +16,7 @@ use fleet::protocol::{Answer, Ask, LONGEST_ANSWER, Request, content, framed};
 use fleet::supervisor::{Fleet, State};
 use futures::{SinkExt, future::join_all};
 use rustix::process::Signal;
+use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 use tokio::time::{Instant, sleep, timeout};
@@ -31,15 +33,20 @@ fn soon() -> Instant {
     Instant::now() + HANG
 }
 
-#[tokio::test]
-async fn a_request_whose_vm_is_killed_fails_at_once_and_the_vm_is_restarted() {
+/// A fleet of `vms` whose agents write down, in the file at the path, what they begin. The folder goes when it is dropped.
+async fn journaled(vms: usize) -> (TempDir, PathBuf, Fleet) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("journal");
     let fleet = Fleet::start(fleet::supervisor::Settings {
         journal: Some(path.clone()),
-        ..settings(1)
+        ..settings(vms)
     });
-    let fleet = fleet.await.unwrap();
+    (folder, path, fleet.await.unwrap())
+}
+
+#[tokio::test]
+async fn a_request_whose_vm_is_killed_fails_at_once_and_the_vm_is_restarted() {
+    let (_folder, path, fleet) = journaled(1).await;
     let row = rows(&fleet, serving).await.remove(0);
 
     let ask = Ask {
@@ -218,13 +225,7 @@ async fn a_caller_that_does_not_read_holds_the_agent_up_until_its_limit() {
 
 #[tokio::test]
 async fn a_request_that_finds_no_room_is_never_sent() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("journal");
-    let fleet = Fleet::start(fleet::supervisor::Settings {
-        journal: Some(path.clone()),
-        ..settings(1)
-    });
-    let fleet = fleet.await.unwrap();
+    let (_folder, path, fleet) = journaled(1).await;
     fleet.serving().await;
     let long = |key| Ask {
         key,
@@ -346,13 +347,8 @@ async fn vms_end_when_their_supervisor_is_killed() {
 
 #[tokio::test]
 async fn counts_add_up_while_vms_are_killed() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("journal");
-    let fleet = Fleet::start(fleet::supervisor::Settings {
-        journal: Some(path.clone()),
-        ..settings(4)
-    });
-    let fleet = Arc::new(fleet.await.unwrap());
+    let (_folder, path, fleet) = journaled(4).await;
+    let fleet = Arc::new(fleet);
     fleet.serving().await;
     let load = Load {
         requests: 400,
