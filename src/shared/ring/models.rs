@@ -466,7 +466,7 @@ fn pooled_storage_is_used_once_empty_and_bounded() {
     bounded(3).check(|| {
         // The storage in use. loom does not see it, so it orders nothing.
         let used = Unseen::new(HashSet::new());
-        let shared = std::sync::Arc::new((std::sync::Arc::new(Pool::new(4, 1, 1)), used));
+        let shared = std::sync::Arc::new((std::sync::Arc::new(Pool::new(4, 1, None)), used));
         let users = [(); 2].map(|()| {
             spawn(&shared, |(pool, used)| {
                 for _ in 0..2 {
