@@ -90,19 +90,19 @@ impl Options {
     ///
     /// # Speed
     ///
-    /// With a larger capacity, each side waits and is woken less often. A capacity beyond the size of
-    /// the processor's caches costs more than that saves. The table gives the throughput relative to
-    /// 4 MiB, measured on two cores of a virtual machine with 1 MiB of L2 cache each. Each range spans
-    /// three loads on three kinds of runtime (see `benches/README.md`).
+    /// With a larger capacity, each side waits and is woken less often. With a smaller one, the bytes stay in
+    /// a cache, which pays where both sides share a core. The table gives the throughput relative to 4 MiB,
+    /// measured on two cores of a virtual machine with 2 MiB of L2 cache each. Each range spans three loads on
+    /// three kinds of runtime (see `benches/README.md`).
     ///
-    /// | capacity | both sides on one core | a core each |
-    /// | --- | --- | --- |
-    /// | 64 KiB | 0.23 to 0.34 | 0.03 to 0.10 |
-    /// | 256 KiB | 0.56 to 0.69 | 0.10 to 0.48 |
-    /// | 1 MiB | 0.87 to 0.92 | 0.47 to 1.00 |
-    /// | 2 MiB | 0.93 to 0.98 | 0.86 to 1.03 |
-    /// | 8 MiB | 0.89 to 1.02 | 0.99 to 1.08 |
-    /// | 16 MiB | 0.44 to 0.85 | 0.83 to 1.05 |
+    /// | capacity | threads not pinned | both sides on one core | a core each |
+    /// | --- | --- | --- | --- |
+    /// | 64 KiB | 0.05 to 0.19 | 0.91 to 1.14 | 0.05 to 0.07 |
+    /// | 256 KiB | 0.22 to 0.90 | 1.29 to 1.53 | 0.26 to 0.82 |
+    /// | 1 MiB | 0.70 to 0.97 | 1.51 to 1.93 | 0.69 to 0.73 |
+    /// | 2 MiB | 0.73 to 0.88 | 1.16 to 1.30 | 0.72 to 0.80 |
+    /// | 8 MiB | 0.99 to 1.10 | 0.87 to 0.97 | 1.03 to 1.14 |
+    /// | 16 MiB | 1.03 to 1.13 | 0.87 to 0.93 | 0.96 to 1.14 |
     ///
     /// # Memory
     ///

@@ -27,6 +27,9 @@ fn main() {
         plan.rounds, plan.slice
     );
     let rows = throughput::throughput(&plan);
+    if let Some(path) = &plan.svg {
+        chart::draw(path, &rows, &machine).expect("cannot draw the chart");
+    }
     others::round_trips(&plan);
     others::defaults(&plan);
     others::without_copy(&plan);
@@ -34,7 +37,4 @@ fn main() {
     others::capacities(&plan);
     summary::print(&rows);
     Machine::look(&plan).compare(&machine);
-    if let Some(path) = &plan.svg {
-        chart::draw(path, &rows, &machine).expect("cannot draw the chart");
-    }
 }
