@@ -244,8 +244,8 @@ impl Options {
     ///
     /// In a virtual machine, waking a thread on another core takes tens of microseconds. A side that
     /// still looks needs no wake. With 20 µs and a core for each side, a round trip of 64 bytes took
-    /// 1.1 µs instead of 46, and a stream of 4 KiB descriptors from the guest was 1.4 to 1.9 times as
-    /// fast.
+    /// 1.1 µs instead of 46 on one machine, and 21 instead of 71 on another. A stream under load gains
+    /// nothing.
     ///
     /// The price is CPU time. A thread that runs out of work just after the other side was active spins for
     /// this long. That holds for krun's threads and for the runtime's, whose other tasks wait meanwhile. It
@@ -253,8 +253,7 @@ impl Options {
     /// another stream right after.
     ///
     /// Use it where latency matters and each side has its own core. On a shared core, it only delays
-    /// the other side: the round trip took 67 µs instead of 5, and streams were 1.2 to 1.5 times
-    /// slower.
+    /// the other side: the round trip took 44 µs instead of 2.5, and streams were up to 1.2 times slower.
     ///
     /// The host's side spins in every kind of read, write and wait. krun's side spins before it waits.
     ///
