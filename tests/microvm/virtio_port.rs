@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
-use tokio_krun::{AgentStream, Options};
+use tokio_krun::{AgentStream, Options, PortHandle};
 
 use super::scenarios::{Scenario, echo};
 use super::vm::Vm;
@@ -23,18 +23,33 @@ pub(crate) const ALL: &[(&str, Scenario)] = &[
 async fn hang_up() {
     let (mut stream, port) = AgentStream::pair().unwrap();
     let (mut control, control_port) = AgentStream::pair().unwrap();
+    let handles = [port.handle(), control_port.handle()];
     let mut vm = Vm::boot_with("hang-up", [("agent", port), ("control", control_port)]);
     let mut received = [0; 12];
-    stream.read_exact(&mut received).await.unwrap();
+    let read = stream.read_exact(&mut received);
+    within(&handles, "the agent's write", read).await.unwrap();
     assert_eq!(&received, b"in one write");
     assert_eq!(vm.calls.writes.load(Ordering::Relaxed), 1);
 
     stream.write_all(b"last").await.unwrap();
-    assert_eq!(control.read_u8().await.unwrap(), b'r');
+    let word = within(&handles, "word of the bytes", control.read_u8()).await;
+    assert_eq!(word.unwrap(), b'r');
     drop(stream);
-    assert_eq!(control.read_u8().await.unwrap(), b'd');
+    let word = within(&handles, "word of the hang-up", control.read_u8()).await;
+    assert_eq!(word.unwrap(), b'd');
     drop(control);
-    vm.ended().await;
+    within(&handles, "the VM's end", vm.ended()).await;
+}
+
+/// If the wait hangs, says what for, and what the ports have seen.
+async fn within<T>(ports: &[PortHandle], what: &str, work: impl Future<Output = T>) -> T {
+    match timeout(Duration::from_secs(60), work).await {
+        Ok(done) => done,
+        Err(_) => panic!(
+            "waiting for {what}: {ports:?}, {:?}",
+            ports.iter().map(PortHandle::stats).collect::<Vec<_>>()
+        ),
+    }
 }
 
 /// A `try_write` must not take the wake of a write that waits.
