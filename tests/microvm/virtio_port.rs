@@ -62,6 +62,7 @@ async fn tries() {
     const CHUNK: usize = 32 * 1024;
     let (mut stream, port) = Options::new().capacity(2 * CHUNK).create().unwrap();
     let (mut control, control_port) = AgentStream::pair().unwrap();
+    let handles = [port.handle(), control_port.handle()];
     let mut vm = Vm::boot_with("tries", [("agent", port), ("control", control_port)]);
     let (mut waits, mut taken) = (0, 0);
     // This waits while the agent boots.
@@ -76,8 +77,8 @@ async fn tries() {
         vm.calls.slow.store(true, Ordering::Relaxed);
         // This makes room for the rest of krun's current chunk, but not for the next chunk.
         stream.read_exact(&mut [0; CHUNK]).await.unwrap();
-        let next = timeout(Duration::from_secs(60), control.read_u8()).await;
-        word = next.expect("the agent's write is still waiting").unwrap();
+        let next = within(&handles, "the agent's write to go on", control.read_u8()).await;
+        word = next.unwrap();
     }
     println!("{waits} writes waited, {taken} tries found room");
     drop((stream, control));
