@@ -25,6 +25,7 @@ mod chunk;
 #[allow(clippy::unwrap_used, reason = "krun's threads do not run models")]
 mod models;
 mod pool;
+mod prefetch;
 mod reader;
 mod state;
 mod writer;

@@ -17,6 +17,7 @@ use std::sync::Weak;
 use bytes::{Buf, Bytes};
 
 use super::pool::Pool;
+use super::prefetch;
 use crate::sync::{Accesses, Arc, AtomicUsize, Ordering};
 
 /// Added to the count of written bytes once there will be no more.
@@ -106,6 +107,7 @@ impl Open {
         let (now, later) = source.split_at(source.len().min(space));
         let end = written.saturating_add(now.len());
         storage.accesses.write(written..end);
+        prefetch::for_writing(storage.start, end, now.len(), storage.memory.capacity());
         let target = storage.start.wrapping_add(written);
         // SAFETY: `written..end` lies within the memory. Nobody else writes to it, as this is the only handle that
         // appends and it is borrowed mutably. Nobody reads it, as readers stop at `state`. `source` is not part of it:

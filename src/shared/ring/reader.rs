@@ -4,7 +4,7 @@
 
 use bytes::Bytes;
 
-use super::{Chunk, Ring};
+use super::{Chunk, Ring, prefetch};
 use crate::foreign;
 use crate::sync::{Ordering, fence, lock, try_lock};
 use crate::sys;
@@ -120,8 +120,9 @@ impl Ring {
                 break;
             };
             let rest = chunk.rest();
-            let (part, _) = rest.split_at(rest.len().min(left));
-            let count = part.len();
+            let count = rest.len().min(left).min(prefetch::AHEAD);
+            prefetch::for_reading(rest, count);
+            let (part, _) = rest.split_at(count);
             sink(part);
             left = left.saturating_sub(count);
             Self::pass(reader, count, given);
