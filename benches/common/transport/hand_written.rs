@@ -20,7 +20,7 @@ use crate::common::vmm::{Channel, Input, Output, Transport};
 
 /// How many chunks each ring holds if no capacity is given.
 const SLOTS: usize = 256;
-/// Bytes for each slot if a capacity is given: a Linux guest's largest descriptor.
+/// Bytes for each slot if a capacity is given: a Linux guest's largest descriptor. A larger write takes several.
 const SLOT: usize = 32 * 1024;
 
 pub(crate) struct HandWritten;
@@ -28,6 +28,8 @@ pub(crate) struct HandWritten;
 /// One direction.
 struct Ring {
     chunks: ArrayQueue<Vec<u8>>,
+    /// The most bytes of a chunk.
+    slot: usize,
     closed: AtomicBool,
     data: Pipe,
     room: Room,
@@ -72,6 +74,7 @@ impl Ring {
     fn new(capacity: Option<usize>, room: Room) -> Arc<Self> {
         Arc::new(Self {
             chunks: ArrayQueue::new(capacity.map_or(SLOTS, |bytes| bytes.div_ceil(SLOT))),
+            slot: capacity.map_or(usize::MAX, |_| SLOT),
             closed: AtomicBool::new(false),
             data: Pipe::new(),
             room,
@@ -79,6 +82,7 @@ impl Ring {
     }
 
     fn push(&self, bytes: &[u8]) -> io::Result<usize> {
+        let bytes = &bytes[..bytes.len().min(self.slot)];
         if self.closed.load(Ordering::Acquire) {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
