@@ -62,7 +62,7 @@ fn will_write(line: *const u8) {
     // SAFETY: the instruction only changes what is in the caches, whatever the address. AMD's 64-bit CPUs all have it, and
     // those of Intel's that do not take it as no operation.
     unsafe {
-        asm!("prefetchw [{}]", in(reg) line, options(nomem, nostack, preserves_flags));
+        asm!("prefetchw [{}]", in(reg) line, options(readonly, nostack, preserves_flags));
     }
 }
 
