@@ -17,14 +17,20 @@ use std::ops::Range;
 
 /// How many bytes ahead of the copied ones the hints are. So far ahead, a line has time to arrive, and few lines are
 /// pushed out of the nearest cache (32 KiB or more).
-pub(super) const AHEAD: usize = 4096;
+const AHEAD: usize = 4096;
 
 const CACHE_LINE: usize = 64;
 
-/// Says what is read next, after the first `count` of `bytes`. `count` is at most [`AHEAD`].
-pub(super) fn for_reading(bytes: &[u8], count: usize) {
-    for offset in ahead(count, count, bytes.len()).step_by(CACHE_LINE) {
-        will_read(bytes.as_ptr().wrapping_add(offset));
+/// Has the first `count` of `bytes` copied, piece by piece, and says before each piece what is read after it.
+pub(super) fn read(bytes: &[u8], count: usize, mut copy: impl FnMut(&[u8])) {
+    let (taken, _) = bytes.split_at(bytes.len().min(count));
+    let mut end: usize = 0;
+    for piece in taken.chunks(AHEAD) {
+        end = end.saturating_add(piece.len());
+        for offset in ahead(end, piece.len(), bytes.len()).step_by(CACHE_LINE) {
+            will_read(bytes.as_ptr().wrapping_add(offset));
+        }
+        copy(piece);
     }
 }
 
@@ -38,7 +44,7 @@ pub(super) fn for_writing(start: *const u8, end: usize, count: usize, size: usiz
     }
 }
 
-/// As many bytes as were copied, `AHEAD` of them.
+/// As many bytes as were copied, but [`AHEAD`] further on.
 fn ahead(end: usize, count: usize, size: usize) -> Range<usize> {
     let end = end.saturating_add(AHEAD);
     end.saturating_sub(count).min(size)..end.min(size)
@@ -54,7 +60,7 @@ fn will_read(line: *const u8) {
     }
 }
 
-/// There is an intrinsic, but for the CPUs that all programs are built for it fetches the line only to read.
+/// The intrinsic for this fetches the line only to read, unless the program is built for newer CPUs.
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 fn will_write(line: *const u8) {
     use std::arch::asm;

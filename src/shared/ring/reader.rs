@@ -34,7 +34,8 @@ impl Ring {
     pub(crate) fn read(&self, limit: usize, mut sink: impl FnMut(&[u8])) -> (Option<usize>, Given) {
         let closed = self.was_closed();
         let mut given = Given::default();
-        let read = self.take(&mut lock(&self.reader), limit, &mut sink, &mut given);
+        let copy = |rest: &[u8], count| prefetch::read(rest, count, &mut sink);
+        let read = self.take(&mut lock(&self.reader), limit, copy, &mut given);
         (Some(read).filter(|read| *read > 0 || closed), given)
     }
 
@@ -85,7 +86,7 @@ impl Ring {
         let current = reader.current.as_ref();
         let length = current.map_or(0, |chunk| chunk.rest().len());
         let mut given = Given::default();
-        self.take(&mut reader, count.min(length), &mut |_| {}, &mut given);
+        self.take(&mut reader, count.min(length), |_, _| {}, &mut given);
         drop(reader);
         drop(given);
     }
@@ -105,13 +106,13 @@ impl Ring {
         self.ends.closed.load(Ordering::Acquire)
     }
 
-    /// Takes up to `limit` bytes out. Bytes of the caller's that were read to their end go to `given`, as they must not be
+    /// Takes up to `limit` bytes out: `sink` gets what is unread of each chunk, and how many bytes of it are taken. Bytes of the caller's that were read to their end go to `given`, as they must not be
     /// dropped while the reader is locked.
     fn take(
         &self,
         reader: &mut Reader,
         limit: usize,
-        sink: &mut impl FnMut(&[u8]),
+        mut sink: impl FnMut(&[u8], usize),
         given: &mut Given,
     ) -> usize {
         let mut left = limit;
@@ -120,10 +121,8 @@ impl Ring {
                 break;
             };
             let rest = chunk.rest();
-            let count = rest.len().min(left).min(prefetch::AHEAD);
-            prefetch::for_reading(rest, count);
-            let (part, _) = rest.split_at(count);
-            sink(part);
+            let count = rest.len().min(left);
+            sink(rest, count);
             left = left.saturating_sub(count);
             Self::pass(reader, count, given);
         }
@@ -258,7 +257,7 @@ impl Ring {
     pub(super) fn sweep(&self) -> Given {
         let mut given = Given::default();
         let mut reader = lock(&self.reader);
-        let swept = self.take(&mut reader, usize::MAX, &mut |_| {}, &mut given);
+        let swept = self.take(&mut reader, usize::MAX, |_, _| {}, &mut given);
         self.ends.swept.fetch_add(swept as u64, Ordering::Relaxed);
         self.discard(swept);
         drop(reader);
